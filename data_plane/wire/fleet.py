@@ -1,0 +1,140 @@
+"""What control plane, node agent and runner tell each other of machines and replicas. No I/O."""
+
+from typing import Literal
+
+import msgspec
+
+from data_plane.wire.keys import KeyRecord
+
+ReplicaPhase = Literal["placing", "starting", "loading", "warming", "ready", "draining", "stopped", "failed"]
+Intent = Literal["run", "drain", "stop"]
+
+
+class Device(msgspec.Struct, frozen=True):
+    """Something that runs a model: `kind` is cpu or cuda; memory in bytes (for cpu: the machine's)."""
+
+    kind: Literal["cpu", "cuda"]
+    index: int
+    name: str
+    memory_bytes: int
+    memory_free_bytes: int
+
+
+class NodeRegistration(msgspec.Struct, frozen=True):
+    """An agent presents its machine. `agent_url` and `agent_token` are how the control plane calls it back (logs)."""
+
+    name: str
+    host: str
+    agent_url: str
+    agent_token: str
+    devices: tuple[Device, ...]
+    cpus: int
+    memory_bytes: int
+    version: str
+
+
+class NodeWelcome(msgspec.Struct, frozen=True):
+    """The agent's id, and the epoch it must send with each report: a later registration of the name fences it off."""
+
+    node_id: str
+    epoch: int
+
+
+class ReplicaSpec(msgspec.Struct, frozen=True):
+    """All that decides how a replica runs. Part of an immutable revision, with the placement's choice of device."""
+
+    model: str
+    artifact: str
+    """Digest of the artifact, `sha256:…`."""
+    device: str = "cpu"
+    """`cpu` or `cuda:0`."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_model_len: int = 0
+    """0: the model's own context length."""
+    max_num_seqs: int = 32
+    max_num_batched_tokens: int = 512
+    kv_cache_bytes: int = 0
+    """0: the runner chooses from what the device has free."""
+    threads: int = 0
+    """CPU threads; 0: all cores."""
+
+
+class DesiredReplica(msgspec.Struct, frozen=True):
+    """One replica that the node must run, drain or stop."""
+
+    id: str
+    endpoint: str
+    generation: int
+    intent: Intent
+    spec: ReplicaSpec
+
+
+class DesiredState(msgspec.Struct, frozen=True):
+    """All replicas of a node, by the control plane's will. What the node runs and this does not name is stopped."""
+
+    version: str
+    replicas: tuple[DesiredReplica, ...]
+    keys: tuple[KeyRecord, ...]
+
+
+class StartFailure(msgspec.Struct, frozen=True):
+    """Why a runner could not start or ended. `fatal`: trying again will not help (a bad artifact, no memory)."""
+
+    message: str
+    fatal: bool
+
+
+class ObservedReplica(msgspec.Struct, frozen=True):
+    """One replica as the node finds it. `spans` are seconds by name: spawn, import, load, warmup."""
+
+    id: str
+    generation: int
+    phase: ReplicaPhase
+    url: str | None = None
+    token: str | None = None
+    pid: int | None = None
+    slots: int = 0
+    memory_bytes: int = 0
+    max_model_len: int = 0
+    spans: dict[str, float] = {}
+    failure: StartFailure | None = None
+
+
+class NodeReport(msgspec.Struct, frozen=True):
+    """All replicas of a node that exist or have ended and were not yet taken out of its desired state.
+
+    Sent at once on a change and every 3 s; it is the node's heartbeat too.
+    """
+
+    epoch: int
+    memory_free_bytes: int
+    replicas: tuple[ObservedReplica, ...]
+
+
+class RunnerSpec(msgspec.Struct, frozen=True):
+    """The file a runner is started with (mode 0600: it holds the launch's token)."""
+
+    replica_id: str
+    endpoint: str
+    artifact_dir: str
+    token: str
+    status_path: str
+    keys_path: str
+    """A JSON list of KeyRecord that the agent keeps current; the runner accepts these keys too, by their scopes."""
+    spec: ReplicaSpec
+    host: str = "127.0.0.1"
+    port: int = 0
+
+
+class RunnerStatus(msgspec.Struct, frozen=True):
+    """What a runner writes, atomically, to `status_path` whenever it changes. `started_at` in Unix seconds."""
+
+    replica_id: str
+    pid: int
+    phase: ReplicaPhase
+    started_at: float
+    url: str | None = None
+    slots: int = 0
+    max_model_len: int = 0
+    spans: dict[str, float] = {}
+    failure: StartFailure | None = None

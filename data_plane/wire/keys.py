@@ -1,0 +1,69 @@
+"""API keys as every port checks them: `prefix.secret`, known by the secret's SHA-256. No I/O; time is an argument."""
+
+import hashlib
+import hmac
+import secrets
+from typing import Literal
+
+import msgspec
+
+Scope = Literal["infer", "read", "admin", "node"]
+SCOPES: tuple[Scope, ...] = ("infer", "read", "admin", "node")
+
+
+class KeyRecord(msgspec.Struct, frozen=True):
+    """A key without its secret. `expires_at` is Unix seconds; a revoked key has no record."""
+
+    id: str
+    tenant: str
+    prefix: str
+    secret_sha256: str
+    scopes: tuple[Scope, ...]
+    expires_at: float | None = None
+
+    def allows(self, scope: Scope) -> bool:
+        """`admin` includes `read` and `infer`; nothing else includes anything."""
+        return scope in self.scopes or (scope in ("read", "infer") and "admin" in self.scopes)
+
+
+def new_key() -> tuple[str, str, str]:
+    """A fresh key: (what the user is shown once, its public prefix, the hex SHA-256 of its secret of 256 bits)."""
+    prefix = "ebb_" + secrets.token_hex(6)
+    secret = secrets.token_urlsafe(32)
+    return f"{prefix}.{secret}", prefix, hash_secret(secret)
+
+
+def hash_secret(secret: str) -> str:
+    """SHA-256 in hexadecimal. The secret is random of 256 bits, so no slow hash is needed."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def split_key(presented: str) -> tuple[str, str]:
+    """(prefix, secret); both empty strings where there is no dot."""
+    prefix, dot, secret = presented.partition(".")
+    return (prefix, secret) if dot else ("", "")
+
+
+def bearer(header: str | None) -> str:
+    """The token of an `Authorization: Bearer …` header, or an empty string."""
+    kind, _, token = (header or "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else ""
+
+
+class KeyRing:
+    """Looks presented keys up among the records it was given, in constant time, also when there is no such key."""
+
+    def __init__(self, records: list[KeyRecord] | tuple[KeyRecord, ...] = ()) -> None:
+        self._by_prefix = {record.prefix: record for record in records}
+
+    def find(self, presented: str, now: float) -> KeyRecord | None:
+        """The record of `presented`, or None where it is unknown, wrong or expired at `now` (Unix seconds)."""
+        prefix, secret = split_key(presented)
+        record = self._by_prefix.get(prefix)
+        expected = record.secret_sha256 if record else hash_secret("")
+        same = hmac.compare_digest(hash_secret(secret).encode(), expected.encode())
+        if record is None or not same or not secret:
+            return None
+        if record.expires_at is not None and now >= record.expires_at:
+            return None
+        return record

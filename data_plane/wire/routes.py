@@ -1,0 +1,79 @@
+"""What the control plane tells gateways (routes and keys) and what gateways tell it (demand). No I/O."""
+
+from typing import Literal
+
+import msgspec
+
+from data_plane.wire.keys import KeyRecord
+
+EndpointState = Literal["zero", "waking", "live", "draining", "failed"]
+
+
+class ReplicaRoute(msgspec.Struct, frozen=True):
+    """A replica that takes requests. `token` is the secret of this launch; send it as a bearer token."""
+
+    id: str
+    url: str
+    token: str
+    slots: int
+
+
+class EndpointRoute(msgspec.Struct, frozen=True):
+    """One endpoint as the gateway sees it. `replicas` holds only those that are ready and not draining."""
+
+    id: str
+    tenant: str
+    name: str
+    model: str
+    state: EndpointState
+    created: int
+    max_model_len: int
+    replicas: tuple[ReplicaRoute, ...] = ()
+    phase: str | None = None
+    """While waking: placing, starting, loading or warming."""
+    eta_s: float | None = None
+    """While waking: seconds this endpoint's last start took, less what has passed. None when it never started."""
+    reason: str | None = None
+    """While failed: why, in a sentence for people."""
+    retry_at: float | None = None
+    """While failed: Unix seconds from which a request may wake it again. None: not before someone changes something."""
+
+
+class GatewayState(msgspec.Struct, frozen=True):
+    """All a gateway needs to serve. `version` is opaque: send it back to wait for another one."""
+
+    version: str
+    endpoints: tuple[EndpointRoute, ...]
+    keys: tuple[KeyRecord, ...]
+
+
+class EndpointDemand(msgspec.Struct, frozen=True):
+    """Work on one endpoint at one gateway now, and how long ago the last of it ended (0.0 while there is some)."""
+
+    endpoint_id: str
+    running: int
+    waiting: int
+    idle_for_s: float
+
+
+class DemandReport(msgspec.Struct, frozen=True):
+    """Sent at once when an endpoint becomes busy or idle, every second while busy, every 5 s otherwise."""
+
+    gateway: str
+    endpoints: tuple[EndpointDemand, ...]
+
+
+class WakeRequest(msgspec.Struct, frozen=True):
+    """A gateway holds `waiting` requests for an endpoint without a ready replica. Repeated every 2 s while it does."""
+
+    gateway: str
+    request_id: str
+    waiting: int
+
+
+class WakeAnswer(msgspec.Struct, frozen=True):
+    """The endpoint's state after the wake was recorded."""
+
+    state: EndpointState
+    phase: str | None = None
+    reason: str | None = None
