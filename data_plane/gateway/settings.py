@@ -1,0 +1,43 @@
+"""What a gateway is told when it starts. Read once, in main; passed to the parts that need it."""
+
+from dataclasses import dataclass, field
+
+from data_plane.router.runner_client import Timeouts
+
+
+@dataclass(frozen=True)
+class HoldLimits:
+    """Bounds on requests that wait for a replica, per endpoint, and how patiently things are tried again."""
+
+    default_hold_s: float = 300.0
+    most_requests: int = 1_000
+    most_bytes: int = 64 << 20
+    wake_every_s: float = 2.0
+    avoid_s: float = 5.0
+    """How long a replica that was not reachable or refused is left alone, unless its routes change first."""
+
+
+@dataclass(frozen=True)
+class StreamManners:
+    """A held stream is silent for `silent_s`, so that a true status is still possible, then speaks now and then."""
+
+    silent_s: float = 25.0
+    comment_every_s: float = 10.0
+
+
+@dataclass(frozen=True)
+class GatewaySettings:
+    """`name` tells this gateway from others in its reports; `node_key` is an API key with scope node."""
+
+    control_url: str
+    node_key: str
+    name: str
+    host: str = "127.0.0.1"
+    port: int = 7071
+    most_body_bytes: int = 10 << 20
+    body_timeout_s: float = 60.0
+    drain_s: float = 30.0
+    poll_wait_s: int = 20
+    hold: HoldLimits = field(default_factory=HoldLimits)
+    stream: StreamManners = field(default_factory=StreamManners)
+    runner: Timeouts = field(default_factory=Timeouts)
