@@ -1,0 +1,99 @@
+"""The policy's laws: within limits, monotone in load, never down while there is work, and no data changes nothing."""
+
+import dataclasses
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from control_plane.autoscaler.policy import FRESH_S, START_GRACE_S, GatewayDemand, Limits, Observation, decide
+
+NOW = 1_000_000.0
+MOMENT = st.one_of(st.none(), st.floats(NOW - 5000, NOW))
+
+
+@st.composite
+def limits(draw: st.DrawFn) -> Limits:
+    low = draw(st.integers(0, 8))
+    return Limits(low, draw(st.integers(low, 16)), draw(st.floats(1, 600)), draw(st.integers(1, 64)))
+
+
+REPORTS = st.lists(
+    st.builds(GatewayDemand, st.integers(0, 200), st.integers(0, 200), st.floats(NOW - 60, NOW)), max_size=4
+).map(tuple)
+SEEN = st.builds(Observation, st.integers(0, 16), st.integers(0, 3), REPORTS, MOMENT, MOMENT, MOMENT)
+
+
+def load(seen: Observation) -> int:
+    return sum(r.running + r.waiting for r in seen.demand if NOW - r.reported_at <= FRESH_S)
+
+
+@given(SEEN, limits())
+def test_always_within_limits_and_with_a_reason(seen: Observation, limits: Limits) -> None:
+    decision = decide(seen, limits, NOW)
+    assert limits.min <= decision.desired <= limits.max
+    assert decision.reason.endswith((".", ")."))
+
+
+@given(SEEN, limits())
+def test_never_down_while_there_is_work(seen: Observation, limits: Limits) -> None:
+    if load(seen) > 0:
+        desired = decide(seen, limits, NOW).desired
+        assert desired >= min(seen.desired, limits.max)
+        assert desired >= min(limits.max, math.ceil(load(seen) / limits.target))
+        assert desired >= min(1, limits.max)
+
+
+@given(SEEN, limits(), st.integers(0, 50))
+def test_more_load_never_means_fewer(seen: Observation, limits: Limits, more: int) -> None:
+    extra = dataclasses.replace(seen, demand=(*seen.demand, GatewayDemand(0, more, NOW)))
+    busier = dataclasses.replace(seen, demand=(*seen.demand, GatewayDemand(0, more + 1, NOW)))
+    assert decide(busier, limits, NOW).desired >= decide(extra, limits, NOW).desired
+
+
+@given(SEEN, limits())
+def test_a_decision_is_at_rest_once_taken_when_busy(seen: Observation, limits: Limits) -> None:
+    first = decide(seen, limits, NOW).desired
+    assert decide(dataclasses.replace(seen, desired=first), limits, NOW).desired == first
+
+
+@given(SEEN, limits())
+def test_no_data_keeps_what_is(seen: Observation, limits: Limits) -> None:
+    deaf = dataclasses.replace(
+        seen, demand=tuple(dataclasses.replace(r, reported_at=NOW - FRESH_S - 1) for r in seen.demand)
+    )
+    assert decide(deaf, limits, NOW).desired == max(limits.min, min(limits.max, seen.desired))
+
+
+def quiet(**changes: float) -> Observation:
+    return dataclasses.replace(Observation(1, 0, (GatewayDemand(0, 0, NOW),)), **changes)
+
+
+ONE = Limits(min=0, max=1, idle_s=30, target=32)
+
+
+def test_idle_is_counted_from_work_from_waking_and_from_becoming_ready() -> None:
+    assert decide(quiet(last_work_at=NOW - 29.9), ONE, NOW).desired == 1
+    gone = decide(quiet(last_work_at=NOW - 30, last_wake_at=NOW - 99), ONE, NOW)
+    assert (gone.desired, gone.reason) == (0, "No work for 30 s.")
+    assert decide(quiet(last_work_at=NOW - 99, last_wake_at=NOW - 1), ONE, NOW).desired == 1
+    assert decide(quiet(last_work_at=NOW - 99, last_ready_at=NOW - 1), ONE, NOW).desired == 1
+
+
+def test_a_start_outlives_a_short_idle_but_not_for_ever() -> None:
+    short = Limits(min=0, max=1, idle_s=1, target=32)
+    assert decide(quiet(starting=1, last_wake_at=NOW - 10), short, NOW).desired == 1
+    assert decide(quiet(starting=1, last_wake_at=NOW - START_GRACE_S), short, NOW).desired == 0
+
+
+def test_growth_follows_the_target() -> None:
+    four = Limits(min=0, max=4, idle_s=30, target=8)
+    busy = Observation(1, 0, (GatewayDemand(8, 9, NOW), GatewayDemand(4, 0, NOW)))
+    assert decide(busy, four, NOW).desired == 3
+    assert decide(dataclasses.replace(busy, demand=(GatewayDemand(80, 900, NOW),)), four, NOW).desired == 4
+
+
+def test_min_keeps_them_and_max_zero_takes_them() -> None:
+    assert decide(quiet(desired=2, last_work_at=0.0), Limits(1, 4, 5, 8), NOW).desired == 1
+    assert decide(quiet(desired=0), Limits(2, 4, 5, 8), NOW).desired == 2
+    assert decide(Observation(1, 0, (GatewayDemand(3, 3, NOW),)), Limits(0, 0, 5, 8), NOW).desired == 0

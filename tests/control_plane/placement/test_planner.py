@@ -1,0 +1,106 @@
+"""The planner never promises what is not there, gives the same answer to the same question, and says numbers."""
+
+import dataclasses
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from control_plane.placement.memory import GIB, MIB, Estimate, ModelSize, estimate, human
+from control_plane.placement.planner import DeviceView, Need, NoRoom, Placed, plan
+
+BYTES = st.integers(0, 64).map(lambda gib: gib * GIB)
+
+
+@st.composite
+def fleets(draw: st.DrawFn) -> tuple[DeviceView, ...]:
+    devices: list[DeviceView] = []
+    for node in range(draw(st.integers(0, 4))):
+        devices.append(DeviceView(f"n{node}", f"node-{node}", "cpu", "cpu", draw(BYTES)))
+        for index in range(draw(st.integers(0, 2))):
+            devices.append(DeviceView(f"n{node}", f"node-{node}", f"cuda:{index}", "cuda", draw(BYTES)))
+    return tuple(devices)
+
+
+def need(device: str, total: int) -> Need:
+    return Need(device, {"cpu": Estimate(total, 0, 0), "cuda": Estimate(total // 2, 0, 0)})
+
+
+DEVICE = st.sampled_from(["auto", "cpu", "cuda", "cuda:0", "cuda:1"])
+
+
+@given(fleets(), st.lists(st.tuples(DEVICE, BYTES), max_size=20), st.randoms())
+def test_whatever_comes_no_device_is_overcommitted(fleet: tuple[DeviceView, ...], asked: list, random) -> None:
+    for device, size in asked:
+        answer = plan(fleet, need(device, size))
+        shuffled = list(fleet)
+        random.shuffle(shuffled)
+        assert plan(tuple(shuffled), need(device, size)) == answer, "the order of the rows decides nothing"
+        if isinstance(answer, NoRoom):
+            continue
+        chosen = next(d for d in fleet if (d.node_id, d.device) == (answer.node_id, answer.device))
+        assert device in ("auto", chosen.kind, chosen.device)
+        fleet = tuple(
+            dataclasses.replace(d, promised_bytes=d.promised_bytes + answer.estimate.total_bytes, of_endpoint=1)
+            if d is chosen
+            else d
+            for d in fleet
+        )
+        assert all(d.promised_bytes <= d.usable_bytes <= d.memory_bytes for d in fleet)
+
+
+@given(fleets(), DEVICE, BYTES)
+def test_no_room_is_permanent_exactly_when_emptying_does_not_help(
+    fleet: tuple[DeviceView, ...], device: str, size: int
+) -> None:
+    full = tuple(dataclasses.replace(d, promised_bytes=d.usable_bytes) for d in fleet)
+    answer, empty = plan(full, need(device, size)), plan(fleet, need(device, size))
+    if isinstance(answer, NoRoom) and fleet:
+        assert answer.permanent == isinstance(empty, NoRoom)
+
+
+def test_a_gpu_is_preferred_then_spread_then_the_roomiest() -> None:
+    cpu = DeviceView("a", "a", "cpu", "cpu", 64 * GIB)
+    small = DeviceView("b", "b", "cuda:0", "cuda", 24 * GIB)
+    large = DeviceView("c", "c", "cuda:0", "cuda", 80 * GIB)
+    assert isinstance(answer := plan((cpu, small, large), need("auto", GIB)), Placed) and answer.node == "c"
+    one_there = dataclasses.replace(large, of_endpoint=1)
+    assert isinstance(answer := plan((cpu, small, one_there), need("auto", GIB)), Placed) and answer.node == "b"
+    assert isinstance(answer := plan((cpu, small), need("cpu", GIB)), Placed) and answer.device == "cpu"
+
+
+def test_what_does_not_fit_is_told_in_numbers_and_with_the_next_step() -> None:
+    node = DeviceView("a", "box", "cpu", "cpu", 10 * GIB, promised_bytes=5 * GIB)
+    never = plan((node,), need("cpu", 9 * GIB))
+    assert isinstance(never, NoRoom) and never.permanent
+    assert "needs 9.0 GiB" in never.message and "8.0 GiB for replicas" in never.message
+    assert "--context" in never.message
+    later = plan((node,), need("cpu", 4 * GIB))
+    assert isinstance(later, NoRoom) and not later.permanent and "3.0 GiB free" in later.message
+    nobody = plan((), need("cpu", 1))
+    assert isinstance(nobody, NoRoom) and not nobody.permanent and "ebb up" in nobody.message
+    gpu = plan((node,), need("cuda", 1))
+    assert isinstance(gpu, NoRoom) and gpu.permanent and "'cuda'" in gpu.message and "there is cpu" in gpu.message
+
+
+SIZE = ModelSize(artifact_bytes=270 * MIB, kv_bytes_per_token=23_040, dtype="bfloat16")
+
+
+def test_a_small_model_on_a_cpu() -> None:
+    guess = estimate(SIZE, context=8192, concurrency=32, dtype="bfloat16", kind="cpu")
+    assert guess.weights_bytes == 270 * MIB
+    assert guess.kv_cache_bytes == GIB, "capped"
+    wide = estimate(SIZE, context=8192, concurrency=1, dtype="float32", kind="cpu")
+    assert (wide.weights_bytes, wide.kv_cache_bytes) == (540 * MIB, 8192 * 23_040 * 2)
+
+
+@given(st.integers(1, 200_000), st.integers(1, 256), st.sampled_from(["auto", "float32", "bfloat16", "float16"]))
+def test_the_estimate_always_has_room_for_one_whole_sequence(context: int, concurrency: int, dtype: str) -> None:
+    for kind in ("cpu", "cuda"):
+        guess = estimate(SIZE, context=context, concurrency=concurrency, dtype=dtype, kind=kind)
+        assert guess.kv_cache_bytes >= context * SIZE.kv_bytes_per_token
+        more = estimate(SIZE, context=context, concurrency=concurrency + 1, dtype=dtype, kind=kind)
+        assert more.total_bytes >= guess.total_bytes
+
+
+def test_bytes_in_words() -> None:
+    assert (human(300 * MIB), human(9 * GIB + GIB * 6 // 10)) == ("300 MiB", "9.6 GiB")
