@@ -1,0 +1,143 @@
+"""Wakes whoever waits for a change of rows, in any process, by PostgreSQL's LISTEN/NOTIFY. A bell says only that
+something changed under a topic; what changed is read from the rows. Knows nothing of who waits or why.
+
+Topics in use: `keys` (API keys), `routes` (anything gateways see), `node:<id>` (a node's desired state), `placement`,
+`endpoints` (autoscaler), `jobs`, `events`.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Generator
+
+import psycopg
+import structlog
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+CHANNEL = "ebb"
+BACKOFF_S = (0.1, 0.3, 1.0, 2.0, 5.0)
+
+log = structlog.get_logger("control_plane.bells")
+
+
+async def ring(session: AsyncSession, *topics: str) -> None:
+    """Rings `topics` when this transaction commits; a rollback rings nothing, a repeated topic rings once."""
+    for topic in topics:
+        await session.execute(select(func.pg_notify(CHANNEL, topic)))
+
+
+class Listener:
+    """Ears for some topics. A bell rung between two waits is not lost: the next wait returns at once."""
+
+    def __init__(self, bells: "Bells") -> None:
+        self._bells = bells
+        self._rung = asyncio.Event()
+
+    @property
+    def closing(self) -> bool:
+        """True once the process is shutting down: answer with what there is and end."""
+        return self._bells.closing
+
+    async def wait(self, timeout_s: float) -> bool:
+        """True as soon as a topic rang (or the process is shutting down), False after `timeout_s`."""
+        if self._bells.closing:
+            return True
+        try:
+            async with asyncio.timeout(max(0.0, timeout_s)):
+                await self._rung.wait()
+        except TimeoutError:
+            return False
+        self._rung.clear()
+        return True
+
+    def take(self) -> bool:
+        """Whether a topic rang since the last wait or take; does not wait."""
+        rung = self._rung.is_set()
+        self._rung.clear()
+        return rung
+
+    def ring(self) -> None:
+        """Wakes the waiter, or lets its next wait return at once."""
+        self._rung.set()
+
+
+class Bells:
+    """One LISTEN connection of this process, shared by all its listeners."""
+
+    def __init__(self, database_url: str) -> None:
+        self.closing = False
+        self._database_url = database_url
+        self._listeners: dict[str, set[Listener]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._connected = asyncio.Event()
+
+    async def start(self) -> None:
+        """Begins to listen; returns once connected, or after 5 s while it goes on trying."""
+        self._task = asyncio.create_task(self._run(), name="bells")
+        with contextlib.suppress(TimeoutError):  # readiness tells of a database that is down; this goes on trying
+            async with asyncio.timeout(5):
+                await self._connected.wait()
+
+    async def stop(self) -> None:
+        """Wakes every listener with `closing` set, then ends the connection."""
+        self.hush()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def hush(self) -> None:
+        """Says that the process is shutting down: every wait returns at once from now on."""
+        self.closing = True
+        self._ring_all()
+
+    @contextlib.contextmanager
+    def listen(self, *topics: str) -> Generator[Listener]:
+        """Ears for `topics`. Enter it before reading the rows, so that a change after the reading is heard."""
+        listener = Listener(self)
+        for topic in topics:
+            self._listeners.setdefault(topic, set()).add(listener)
+        try:
+            yield listener
+        finally:
+            for topic in topics:
+                ears = self._listeners[topic]
+                ears.discard(listener)
+                if not ears:
+                    del self._listeners[topic]
+
+    async def wait(self, topic: str, timeout_s: float) -> bool:
+        """Waits for one ring of `topic`; only for callers to whom a ring before the call does not matter."""
+        with self.listen(topic) as listener:
+            return await listener.wait(timeout_s)
+
+    def _ring_all(self) -> None:
+        for ears in self._listeners.values():
+            for listener in ears:
+                listener.ring()
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            try:
+                await self._listen()
+            except psycopg.Error as error:
+                # heard again after a reconnect: `_listen` rings all bells, because some may have rung meanwhile
+                wait_s = BACKOFF_S[min(failures, len(BACKOFF_S) - 1)]
+                log.warning("bells_reconnect", error=str(error).strip(), wait_s=wait_s)
+                failures = 0 if self._connected.is_set() else failures + 1
+                self._connected.clear()
+                await asyncio.sleep(wait_s)
+
+    async def _listen(self) -> None:
+        connection = await psycopg.AsyncConnection.connect(
+            self._database_url, autocommit=True, connect_timeout=5, application_name="ebb-bells",
+            keepalives_idle=10, keepalives_interval=5, keepalives_count=3,
+        )  # fmt: skip
+        async with connection:
+            await connection.execute(f"LISTEN {CHANNEL}")
+            self._connected.set()
+            self._ring_all()
+            async for notification in connection.notifies():
+                for listener in self._listeners.get(notification.payload, ()):
+                    listener.ring()
+        raise psycopg.OperationalError("the LISTEN connection ended")

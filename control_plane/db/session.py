@@ -1,0 +1,53 @@
+"""The pool of connections and its transactions: a request has one, a service never commits. Knows no tables."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+
+STATEMENT_TIMEOUT_S = 15
+LOCK_TIMEOUT_S = 5
+IDLE_IN_TRANSACTION_S = 30
+
+
+def driver_url(database_url: str) -> str:
+    """SQLAlchemy's form of a `postgresql://` URL."""
+    return "postgresql+psycopg://" + database_url.partition("://")[2]
+
+
+class Database:
+    """One small pool per process. Every statement is bounded in time, so that nothing waits for ever on a lock."""
+
+    def __init__(self, database_url: str, *, pool_size: int = 6) -> None:
+        self.url = database_url
+        options = (
+            f"-c statement_timeout={STATEMENT_TIMEOUT_S}s -c lock_timeout={LOCK_TIMEOUT_S}s "
+            f"-c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_S}s -c timezone=UTC"
+        )
+        self._engine = create_async_engine(
+            driver_url(database_url),
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_timeout=5,
+            pool_pre_ping=True,
+            pool_recycle=1800,
+            connect_args={"options": options, "connect_timeout": 5, "application_name": "ebb"},
+        )
+        self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[AsyncSession]:
+        """A session that commits when the block ends well and rolls back when it does not."""
+        async with self._sessions() as session:
+            yield session
+            await session.commit()
+
+    async def ping(self) -> None:
+        """Raises if the database does not answer."""
+        async with self._sessions() as session:
+            await session.execute(text("select 1"))
+
+    async def close(self) -> None:
+        """Closes the pool; transactions still open fail."""
+        await self._engine.dispose()

@@ -1,0 +1,98 @@
+"""Who is calling, and whether they may. Every route names the scope it needs in its `opt` (READ, ADMIN, NODE, INFER);
+one that names none needs `admin`. The caller is the KeyRecord at `request.auth`. Knows no route."""
+
+import asyncio
+import contextlib
+import time
+from typing import Any
+from uuid import UUID
+
+import structlog
+from litestar.connection import ASGIConnection, Request
+from litestar.datastructures import State
+from litestar.handlers.base import BaseRouteHandler
+
+from control_plane.db.bells import Bells
+from control_plane.db.session import Database
+from control_plane.tenants.service import key_records
+from data_plane.wire.errors import forbidden, unauthenticated
+from data_plane.wire.keys import KeyRecord, KeyRing, Scope, bearer
+
+OPEN: dict[str, Any] = {"scope": "open"}
+READ: dict[str, Any] = {"scope": "read"}
+ADMIN: dict[str, Any] = {"scope": "admin"}
+NODE: dict[str, Any] = {"scope": "node"}
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+STALE_S = 5.0
+MISS_RELOAD_S = 0.5
+
+log = structlog.get_logger("control_plane.auth")
+
+AuthRequest = Request[None, KeyRecord, State]
+"""What a handler annotates its `request` with to know who calls."""
+
+
+def tenant_of(request: AuthRequest) -> UUID:
+    """The caller's tenant: every query for a caller is limited to it."""
+    return UUID(request.auth.tenant)
+
+
+def require_scope(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Litestar guard for all routes: 403 unless the caller's key has the route's scope."""
+    needed: str = handler.opt.get("scope", "admin")
+    if needed == "open":
+        return
+    caller = connection.scope.get("auth")
+    if not isinstance(caller, KeyRecord):
+        raise unauthenticated()
+    scopes: dict[str, Scope] = {"infer": "infer", "read": "read", "node": "node"}
+    scope = scopes.get(needed, "admin")
+    if not caller.allows(scope):
+        raise forbidden(scope)
+
+
+class KeyCache:
+    """All live keys, reloaded when a key changed anywhere, and at the latest after STALE_S when one is presented."""
+
+    def __init__(self, database: Database, bells: Bells) -> None:
+        self._database = database
+        self._open = contextlib.ExitStack()
+        self._listener = self._open.enter_context(bells.listen("keys"))
+        self._ring = KeyRing()
+        self._loaded_at = float("-inf")
+        self._lock = asyncio.Lock()
+
+    def close(self) -> None:
+        """Stops listening."""
+        self._open.close()
+
+    async def authenticate(self, authorization: str | None) -> KeyRecord:
+        """The key's record. Raises ApiError 401, in the same words whatever is wrong with the key."""
+        presented = bearer(authorization)
+        await self._refresh(STALE_S)
+        record = self._ring.find(presented, time.time())
+        if record is None and presented:
+            # made a moment ago through another process, perhaps: its bell may still be on the way
+            await self._refresh(MISS_RELOAD_S)
+            record = self._ring.find(presented, time.time())
+        if record is None:
+            raise unauthenticated()
+        return record
+
+    async def _refresh(self, max_age_s: float) -> None:
+        if self._fresh(max_age_s):
+            return
+        async with self._lock:
+            if self._fresh(max_age_s):
+                return
+            self._listener.take()
+            asked_at = time.monotonic()
+            async with self._database.transaction() as session:
+                records = await key_records(session)
+            self._ring = KeyRing(records)
+            self._loaded_at = asked_at
+
+    def _fresh(self, max_age_s: float) -> bool:
+        if self._listener.take():
+            self._loaded_at = float("-inf")
+        return time.monotonic() - self._loaded_at <= max_age_s

@@ -1,0 +1,32 @@
+"""Tables of tenants and their API keys."""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Mapped, mapped_column
+
+from control_plane.db.base import Row, TenantRow
+
+
+class TenantTable(Row):
+    """Whoever owns models, endpoints and keys."""
+
+    __tablename__ = "tenants"
+
+    name: Mapped[str] = mapped_column(unique=True)
+
+
+class KeyTable(TenantRow):
+    """An API key: all but its secret, of which the SHA-256 is kept."""
+
+    __tablename__ = "api_keys"
+
+    name: Mapped[str]
+    prefix: Mapped[str] = mapped_column(unique=True)
+    secret_sha256: Mapped[str]
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    revoked_by: Mapped[UUID | None]
