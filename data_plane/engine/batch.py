@@ -1,0 +1,64 @@
+"""What one step computes, and what comes of it. Plain values, the whole language between engine and executor."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from data_plane.engine.blocks import BlockTable
+from data_plane.engine.outputs import TokenLogprobs
+from data_plane.engine.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The tokens of one request that this step computes: positions `start` to `start + len(tokens)` of its sequence.
+
+    `blocks` says where its keys and values lie. `wants_token`: choose a token after the last one. `prompt_targets`:
+    for each of the first tokens of this row, the prompt token that follows it and whose log-probability is wanted;
+    `num_skipped_targets` tokens come before the first of them.
+    """
+
+    request_id: str
+    tokens: Sequence[int]
+    start: int
+    blocks: BlockTable
+    params: SamplingParams
+    seed: int
+    wants_token: bool
+    forbidden_ids: frozenset[int] = frozenset()
+    """Tokens that would end the request before `min_tokens`."""
+    output_counts: Mapping[int, int] | None = None
+    """How often each token was generated; None where no penalty asks."""
+    prompt_ids: frozenset[int] = frozenset()
+    """The prompt's distinct tokens, where a repetition penalty asks."""
+    prompt_targets: Sequence[int] = ()
+    num_skipped_targets: int = 0
+
+    @property
+    def stop(self) -> int:
+        """The position after the last token: also the length of the context, and where a new token would stand."""
+        return self.start + len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The rows of one step, decodes first."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed in this step."""
+        return sum(len(row.tokens) for row in self.rows)
+
+    def __bool__(self) -> bool:
+        return bool(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a row gave. `error` is a sentence where this row alone failed (its logits were not numbers)."""
+
+    token_id: int | None = None
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    error: str | None = None
