@@ -1,0 +1,140 @@
+"""The agent's two loops: desired state in, reports out. Runners go on whatever becomes of the control plane.
+
+Knows nothing of processes: the fleet has them.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import aiohttp
+import msgspec
+import structlog
+
+from data_plane.node import devices
+from data_plane.node.control import ControlClient, Refused, backoff_s
+from data_plane.node.fleet import Fleet
+from data_plane.wire.fleet import NodeRegistration, NodeReport, NodeWelcome
+
+log = structlog.get_logger()
+TROUBLE = (aiohttp.ClientError, TimeoutError, OSError, Refused, msgspec.DecodeError)
+UNKNOWN_HERE = (404, 409)
+"""The control plane forgot this node, or a later registration fenced this one off: register again."""
+FENCED_TIMES = 5
+FENCED_WITHIN_S = 60.0
+
+
+class Fenced(Exception):
+    """Another agent keeps registering under this name; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tempo:
+    """Seconds between heartbeats, and how long one poll may wait."""
+
+    heartbeat_s: float = 3.0
+    wait_s: float = 20.0
+
+
+class Agent:
+    """Keeps one node's fleet in step with the control plane."""
+
+    def __init__(self, client: ControlClient, fleet: Fleet, registration: NodeRegistration, tempo: Tempo) -> None:
+        self._client = client
+        self._fleet = fleet
+        self._registration = registration
+        self._tempo = tempo
+        self._welcome: NodeWelcome | None = None
+        self._registering = asyncio.Lock()
+        self._fenced_at: deque[float] = deque(maxlen=FENCED_TIMES)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the control plane knows this node."""
+        return self._welcome is not None
+
+    async def run(self) -> None:
+        """Runs until it is cancelled. Raises Fenced where another agent has taken this name for good."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._follow_desired(), name="desired")
+                tasks.create_task(self._report(), name="report")
+        except* Fenced as group:
+            fenced = group.exceptions[0]
+        else:
+            return
+        raise fenced
+
+    async def _follow_desired(self) -> None:
+        version, attempt = "", 0
+        while True:
+            welcome = await self._registered()
+            try:
+                state = await self._client.desired(welcome.node_id, version, self._tempo.wait_s)
+                attempt = 0
+            except TROUBLE as error:
+                attempt = await self._trouble("desired", error, welcome, attempt)
+                continue
+            if state.version != version:
+                try:
+                    self._fleet.apply(state)
+                except OSError as error:
+                    # the keys could not be written (disk full): asked for again rather than taken as done
+                    log.error("desired.not_applied", error=str(error))
+                    await asyncio.sleep(1.0)
+                    continue
+                version = state.version
+
+    async def _report(self) -> None:
+        attempt = 0
+        while True:
+            welcome = await self._registered()
+            self._fleet.changed.clear()
+            self._fleet.refresh()
+            report = NodeReport(welcome.epoch, devices.memory().free_bytes, self._fleet.observed())
+            try:
+                await self._client.report(welcome.node_id, report)
+                attempt = 0
+            except TROUBLE as error:
+                attempt = await self._trouble("report", error, welcome, attempt)
+                continue
+            with contextlib.suppress(TimeoutError):  # nothing changed: the next report is only a heartbeat
+                async with asyncio.timeout(self._tempo.heartbeat_s):
+                    await self._fleet.changed.wait()
+
+    async def _registered(self) -> NodeWelcome:
+        async with self._registering:
+            attempt = 0
+            while self._welcome is None:
+                try:
+                    self._welcome = await self._client.register(self._registration)
+                    log.info("node.registered", node=self._welcome.node_id, epoch=self._welcome.epoch)
+                except TROUBLE as error:
+                    log.warning("node.not_registered", error=str(error) or type(error).__name__, attempt=attempt)
+                    await asyncio.sleep(backoff_s(attempt))
+                    attempt += 1
+            return self._welcome
+
+    async def _trouble(self, doing: str, error: Exception, welcome: NodeWelcome, attempt: int) -> int:
+        """Waits as long as it should before the next try; the count of tries, for the one after."""
+        log.warning(f"{doing}.failed", error=str(error) or type(error).__name__, attempt=attempt)
+        if isinstance(error, Refused) and error.status in UNKNOWN_HERE:
+            if self._welcome is welcome:
+                self._welcome = None
+                if error.status == 409:
+                    self._note_fenced()
+            if attempt == 0:
+                return 1
+        await asyncio.sleep(backoff_s(attempt))
+        return attempt + 1
+
+    def _note_fenced(self) -> None:
+        now = time.monotonic()
+        self._fenced_at.append(now)
+        if len(self._fenced_at) == FENCED_TIMES and now - self._fenced_at[0] < FENCED_WITHIN_S:
+            raise Fenced(
+                f"Another agent keeps registering as '{self._registration.name}'. Two machines must not share a name:"
+                f" start one of them with another --name."
+            )

@@ -1,0 +1,187 @@
+"""All replicas of this node: adopts what runs, makes it what is desired. Knows nothing of the control plane's HTTP."""
+
+import asyncio
+import os
+import secrets
+import signal
+import time
+
+import msgspec
+import structlog
+
+from data_plane.node import launch, logfile, processes, weights_cache
+from data_plane.node.diff import Action, diff
+from data_plane.node.metrics import NodeMetrics
+from data_plane.node.records import NodePaths, Record, load_all, remove, write_private
+from data_plane.node.runner_process import Drainer, RunnerProcess
+from data_plane.wire.fleet import DesiredReplica, DesiredState, ObservedReplica, StartFailure
+from data_plane.wire.keys import KeyRecord, KeyRing
+from data_plane.wire.names import is_name
+
+log = structlog.get_logger()
+KEPT_LOGS = 200
+
+
+class Fleet:
+    """Owner of the runners. `changed` is set whenever a report would now say something new."""
+
+    def __init__(
+        self, paths: NodePaths, settings: launch.RunnerSettings, drainer: Drainer, metrics: NodeMetrics
+    ) -> None:
+        self.changed = asyncio.Event()
+        self.ring = KeyRing()
+        self._paths = paths
+        self._settings = settings
+        self._drainer = drainer
+        self._metrics = metrics
+        self._replicas: dict[str, RunnerProcess] = {}
+        self._desired: tuple[DesiredReplica, ...] | None = None
+        self._keys: tuple[KeyRecord, ...] | None = None
+        self._counted_ready: set[tuple[str, int]] = set()
+        self._ended_events: list[asyncio.Event] = []
+
+    def adopt(self) -> None:
+        """Takes over what an agent before this one left: living runners, and the ends of the others."""
+        logfile.prune(self._paths.logs, "replica-*.log", KEPT_LOGS)
+        self._set_keys((), only_if_missing=True)
+        records, broken = load_all(self._paths)
+        for replica_id in broken:
+            # whose generation it is cannot be known, so it cannot be matched with anything desired
+            log.error("record.broken", replica=replica_id)
+            for pid in processes.find_by_argument(str(self._paths.spec(replica_id))):
+                os.kill(pid, signal.SIGKILL)
+            remove(self._paths, replica_id)
+        for record in records:
+            self._adopt_one(record)
+
+    def apply(self, state: DesiredState) -> None:
+        """Takes the control plane's will and begins to act on it."""
+        self._set_keys(state.keys)
+        self._desired = state.replicas
+        self.reconcile()
+
+    def reconcile(self) -> None:
+        """Does what the diff of desired and running says. Harmless at any time; nothing before the first `apply`."""
+        if self._desired is None:
+            return
+        for action in diff(self._desired, [replica.running() for replica in self._replicas.values()]):
+            self._do(action)
+
+    def observed(self) -> tuple[ObservedReplica, ...]:
+        """All replicas, for a report."""
+        return tuple(replica.observed() for replica in self._replicas.values())
+
+    def find(self, replica_id: str) -> ObservedReplica | None:
+        """One replica as it is now."""
+        replica = self._replicas.get(replica_id)
+        return replica.observed() if replica else None
+
+    def refresh(self) -> None:
+        """Updates what has no event (memory)."""
+        for replica in self._replicas.values():
+            replica.refresh()
+
+    async def stop_all(self) -> None:
+        """Stops every runner and waits until all are gone."""
+        for replica in self._replicas.values():
+            replica.ask("stop")
+        while any(replica.record.ended is None for replica in self._replicas.values()):
+            event = asyncio.Event()
+            self._ended_events.append(event)
+            await event.wait()
+
+    async def close(self) -> None:
+        """Stops watching; the runners go on, to be adopted."""
+        for replica in self._replicas.values():
+            await replica.close()
+
+    def _adopt_one(self, record: Record) -> None:
+        if record.ended is None and record.pid == 0:
+            found = processes.find_by_argument(str(self._paths.spec(record.replica_id)))
+            if not found:
+                remove(self._paths, record.replica_id)  # the agent ended before the start: it may be started anew
+                return
+            record = msgspec.structs.replace(record, pid=found[0], identity=processes.identity(found[0]) or "gone")
+        replica = self._hold(record)
+        if record.ended is not None:
+            return
+        if processes.is_alive(record.pid, record.identity):
+            log.info("replica.adopted", replica=record.replica_id, pid=record.pid)
+            self._metrics.adoptions.inc()
+            replica.refresh()
+            self._counted_ready.add((record.replica_id, record.generation))
+            replica.watch(None)
+        else:
+            replica.judge_absent()
+
+    def _hold(self, record: Record) -> RunnerProcess:
+        replica = RunnerProcess(record, self._paths, self._settings, self._drainer, self._on_change)
+        self._replicas[record.replica_id] = replica
+        return replica
+
+    def _do(self, action: Action) -> None:
+        log.info("replica." + action.verb, replica=action.id)
+        match action.verb:
+            case "start" | "settle" if action.desired is not None:
+                self._begin(action.desired, settle=action.verb == "settle")
+            case "drain":
+                self._replicas[action.id].ask("drain")
+            case "stop":
+                self._replicas[action.id].ask("stop")
+            case _:
+                del self._replicas[action.id]
+                if is_name(action.id):
+                    remove(self._paths, action.id)
+                self.changed.set()
+
+    def _begin(self, desired: DesiredReplica, *, settle: bool) -> None:
+        nothing = Record(desired.id, desired.endpoint, desired.generation, spawned_at=time.time())
+        if not is_name(desired.id):
+            reason = f"The replica id {desired.id[:80]!r} cannot name a file; this is a fault of the control plane."
+            self._hold(nothing).end(StartFailure(message=reason, fatal=True))
+            return
+        if settle:
+            self._hold(nothing).end(None)
+            return
+        try:
+            folder = weights_cache.resolve(self._paths.artifacts, desired.spec.artifact, desired.spec.model)
+        except weights_cache.ArtifactMissing as error:
+            self._hold(nothing).end(StartFailure(message=str(error), fatal=True))
+            return
+        record = nothing
+        try:
+            record = launch.prepare(self._paths, desired, secrets.token_urlsafe(32), folder)
+            child, record = launch.spawn(self._paths, record, self._settings)
+        except OSError as error:
+            reason = f"The runner's process could not be started: {error.strerror or error}. Free disk or memory there."
+            self._hold(record).end(StartFailure(message=reason, fatal=False))
+            return
+        self._metrics.starts.inc()
+        self._hold(record).watch(child)
+        self.changed.set()
+
+    def _on_change(self, replica: RunnerProcess) -> None:
+        now = replica.observed()
+        log.info("replica.phase", replica=now.id, endpoint=replica.record.endpoint, phase=now.phase, pid=now.pid,
+                 failure=now.failure.message if now.failure else None)  # fmt: skip
+        mark = (now.id, now.generation)
+        if now.phase == "ready" and mark not in self._counted_ready:
+            self._counted_ready.add(mark)
+            self._metrics.start_seconds.observe(max(0.0, time.time() - replica.record.spawned_at))
+        if replica.record.ended is not None:
+            self._counted_ready.discard(mark)
+            if now.failure is not None:
+                self._metrics.failures.labels(str(now.failure.fatal).lower()).inc()
+            for event in self._ended_events:
+                event.set()
+            self._ended_events.clear()
+            # a newer generation may have waited for this end
+            asyncio.get_running_loop().call_soon(self.reconcile)
+        self.changed.set()
+
+    def _set_keys(self, keys: tuple[KeyRecord, ...], *, only_if_missing: bool = False) -> None:
+        if keys == self._keys or (only_if_missing and self._paths.keys.exists()):
+            return
+        write_private(self._paths.keys, msgspec.json.encode(keys))
+        self._keys = keys
+        self.ring = KeyRing(keys)

@@ -1,0 +1,105 @@
+"""Starts the program of a runner: its spec file, its environment, its log, its own session. Watches nothing."""
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from data_plane.node.processes import identity
+from data_plane.node.records import NodePaths, Record, save, write_private
+from data_plane.wire.fleet import DesiredReplica, RunnerSpec
+
+PASSED_ON = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "PYTHONPATH",
+    # where CUDA's libraries are, and which devices this agent may use
+    "LD_LIBRARY_PATH",
+    "CUDA_HOME",
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES",
+    "NVIDIA_DRIVER_CAPABILITIES",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerSettings:
+    """How runners are started and how long each part of their life may take."""
+
+    command: tuple[str, ...] = (sys.executable, "-m", "data_plane.runner")
+    stall_s: float = 120.0
+    """Without a new phase for so long, a start is given up."""
+    drain_s: float = 300.0
+    grace_s: float = 10.0
+    """From SIGTERM to SIGKILL."""
+    poll_s: float = 0.02
+    """How often the status of a replica that is about to change is looked at."""
+
+
+def environment(ours: Mapping[str, str]) -> dict[str, str]:
+    """The few variables a runner gets of ours: no key, no proxy, nothing that holds a secret."""
+    return {name: ours[name] for name in PASSED_ON if name in ours}
+
+
+def prepare(paths: NodePaths, desired: DesiredReplica, token: str, artifact_dir: Path) -> Record:
+    """Writes record and spec, in that order: from here on an interrupted start can be found. Raises OSError."""
+    record = Record(
+        replica_id=desired.id,
+        endpoint=desired.endpoint,
+        generation=desired.generation,
+        token=token,
+        spawned_at=time.time(),
+    )
+    save(paths, record)
+    paths.status(desired.id).unlink(missing_ok=True)  # of an earlier generation
+    spec = RunnerSpec(
+        replica_id=desired.id,
+        endpoint=desired.endpoint,
+        artifact_dir=str(artifact_dir),
+        token=token,
+        status_path=str(paths.status(desired.id)),
+        keys_path=str(paths.keys),
+        spec=desired.spec,
+    )
+    write_private(paths.spec(desired.id), msgspec.json.encode(spec))
+    return record
+
+
+def spawn(paths: NodePaths, record: Record, settings: RunnerSettings) -> tuple[subprocess.Popen[bytes], Record]:
+    """Starts the process and notes who it is. Raises OSError where it cannot be started."""
+    with os.fdopen(_append_private(paths.log(record.replica_id)), "ab") as log:
+        child = subprocess.Popen(
+            [*settings.command, "--spec", str(paths.spec(record.replica_id))],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=paths.run,
+            env=environment(os.environ),
+            start_new_session=True,
+            umask=0o077,
+        )
+    _no_core_dump(child.pid)
+    started = msgspec.structs.replace(record, pid=child.pid, identity=identity(child.pid) or "gone")
+    save(paths, started)
+    return child, started
+
+
+def _append_private(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+
+def _no_core_dump(pid: int) -> None:
+    # a core would hold prompts and keys; done from here because code between fork and exec is not safe with threads
+    try:
+        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
+    except (ProcessLookupError, PermissionError, AttributeError):
+        return  # it ended already, or the system has no such call: the start itself is not at fault

@@ -1,0 +1,168 @@
+"""`python -m data_plane.node`: reads the command line and puts the agent's parts together."""
+
+import argparse
+import asyncio
+import os
+import secrets
+import shlex
+import signal
+import socket
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import structlog
+from aiohttp import web
+
+from data_plane.logs import configure_logging
+from data_plane.node import devices
+from data_plane.node.agent import Agent, Fenced, Tempo
+from data_plane.node.control import ControlClient, HttpDrainer
+from data_plane.node.fleet import Fleet
+from data_plane.node.launch import RunnerSettings
+from data_plane.node.lock import Locked, hold
+from data_plane.node.metrics import NodeMetrics
+from data_plane.node.records import NodePaths
+from data_plane.node.server import Server
+from data_plane.wire.fleet import NodeRegistration
+from data_plane.wire.names import NAME_RULE, is_name
+
+log = structlog.get_logger()
+VERSION = "0.1.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All that the command line and the environment decide, read once."""
+
+    control: str
+    key: str
+    home: Path
+    name: str
+    host: str = "127.0.0.1"
+    port: int = 0
+    runner: RunnerSettings = field(default_factory=RunnerSettings)
+    tempo: Tempo = field(default_factory=Tempo)
+    stop_runners_on_exit: bool = False
+
+
+def parse(arguments: list[str], environment: dict[str, str]) -> Settings:
+    """Settings from the command line; exits with a sentence where something is missing."""
+    defaults = RunnerSettings()
+    parser = argparse.ArgumentParser(prog="python -m data_plane.node", description=__doc__)
+    parser.add_argument("--control", required=True, metavar="URL", help="the control plane")
+    parser.add_argument("--home", type=Path, required=True, help="where artifacts, logs and records lie")
+    parser.add_argument("--name", required=True, help=f"this machine's name: {NAME_RULE}")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0: any free one")
+    parser.add_argument("--stop-runners-on-exit", action="store_true", help="else they go on, to be adopted")
+    parser.add_argument("--runner-command", default=shlex.join(defaults.command), help="what starts a runner")
+    parser.add_argument("--stall-s", type=float, default=defaults.stall_s, help="give a start up after no progress")
+    parser.add_argument("--drain-s", type=float, default=defaults.drain_s, help="how long a drain may take")
+    parser.add_argument("--grace-s", type=float, default=defaults.grace_s, help="from SIGTERM to SIGKILL")
+    options = parser.parse_args(arguments)
+    key = environment.get("EBB_NODE_KEY", "")
+    if not key:
+        parser.error("EBB_NODE_KEY is not set. Give it a key with scope node: `ebb keys create --scope node`.")
+    if not is_name(options.name):
+        parser.error(f"--name {options.name!r} is not a name: {NAME_RULE}.")
+    runner = RunnerSettings(
+        command=tuple(shlex.split(options.runner_command)),
+        stall_s=options.stall_s,
+        drain_s=options.drain_s,
+        grace_s=options.grace_s,
+    )
+    return Settings(
+        control=options.control,
+        key=key,
+        home=options.home.expanduser().resolve(),
+        name=options.name,
+        host=options.host,
+        port=options.port,
+        runner=runner,
+        stop_runners_on_exit=options.stop_runners_on_exit,
+    )
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Runs the agent until `stop` is set. Raises Fenced, or OSError where the port cannot be had."""
+    paths = NodePaths(settings.home)
+    metrics = NodeMetrics()
+    async with aiohttp.ClientSession() as session:
+        fleet = Fleet(paths, settings.runner, HttpDrainer(session), metrics)
+        token = secrets.token_urlsafe(32)
+        agents: list[Agent] = []
+        server = Server(fleet, paths, metrics, session, token, lambda: any(agent.is_ready for agent in agents))
+        http = web.AppRunner(server.app(), access_log=None, shutdown_timeout=1.0)
+        await http.setup()
+        try:
+            await web.TCPSite(http, settings.host, settings.port).start()
+            fleet.adopt()
+            registration = _present(settings, http, token)
+            log.info("node.listening", url=registration.agent_url)
+            client = ControlClient(session, settings.control, settings.key)
+            agent = Agent(client, fleet, registration, settings.tempo)
+            agents.append(agent)
+            await _run_until(agent, stop)
+            if settings.stop_runners_on_exit:
+                await fleet.stop_all()
+        finally:
+            await http.cleanup()
+            await fleet.close()
+
+
+async def _run_until(agent: Agent, stop: asyncio.Event) -> None:
+    running = asyncio.create_task(agent.run(), name="agent")
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if running.done():
+        running.result()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+def _present(settings: Settings, http: web.AppRunner, token: str) -> NodeRegistration:
+    hostname = socket.gethostname()
+    reached_at = hostname if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - compared, not bound
+    memory = devices.memory()
+    return NodeRegistration(
+        name=settings.name,
+        host=hostname,
+        agent_url=f"http://{reached_at}:{http.addresses[0][1]}",
+        agent_token=token,
+        devices=devices.find(),
+        cpus=devices.cpus(),
+        memory_bytes=memory.total_bytes,
+        version=VERSION,
+    )
+
+
+async def _serve_until_signalled(settings: Settings) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await serve(settings, stop)
+
+
+def main() -> int:
+    """The process's exit code: 0 when told to stop, 1 with a sentence on stderr otherwise."""
+    settings = parse(sys.argv[1:], dict(os.environ))
+    os.environ.pop("EBB_NODE_KEY", None)  # nothing that we start has any use for it
+    configure_logging("node")
+    paths = NodePaths(settings.home)
+    try:
+        paths.make()
+        with hold(paths.lock, settings.home):
+            asyncio.run(_serve_until_signalled(settings))
+    except (Locked, Fenced) as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"The node agent cannot run: {error}. Check --home, --host and --port.")
+    return 0
+
+
+def _fail(sentence: str) -> int:
+    print(sentence, file=sys.stderr)
+    return 1

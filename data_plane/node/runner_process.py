@@ -1,0 +1,248 @@
+"""One replica of this node: its process from the start (or its adoption) to its end, as reports see it.
+
+A ready runner is watched through a pidfd and costs nothing; only while its phase is about to change is its status
+file looked at. Knows nothing of the control plane, nor of other replicas.
+"""
+
+import asyncio
+import contextlib
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+import psutil
+import structlog
+
+from data_plane.node import processes
+from data_plane.node.diff import Condition, Running
+from data_plane.node.launch import RunnerSettings
+from data_plane.node.logfile import read_tail
+from data_plane.node.outcome import judge
+from data_plane.node.records import Asked, NodePaths, Record, save
+from data_plane.wire.fleet import ObservedReplica, ReplicaPhase, RunnerStatus, StartFailure
+
+log = structlog.get_logger()
+BEFORE_READY = ("placing", "starting", "loading", "warming")
+LINGER_S = 1.0
+"""How long a runner that has reported its failure may take to exit."""
+
+
+class Drainer(Protocol):
+    """Asks a runner over HTTP to drain. Raises OSError or TimeoutError where it could not be asked."""
+
+    async def drain(self, url: str, token: str) -> None: ...
+
+
+class RunnerProcess:
+    """A replica's process. `on_change` is called when what reports say of it has changed."""
+
+    def __init__(
+        self,
+        record: Record,
+        paths: NodePaths,
+        settings: RunnerSettings,
+        drainer: Drainer,
+        on_change: Callable[["RunnerProcess"], None],
+    ) -> None:
+        self.record = record
+        self.memory_bytes = 0
+        self._paths = paths
+        self._settings = settings
+        self._drainer = drainer
+        self._on_change = on_change
+        self._phase: ReplicaPhase = "ready" if record.was_ready else "starting"
+        self._status: RunnerStatus | None = None
+        self._status_stamp: tuple[int, int] | None = None
+        self._progress_at = time.monotonic()
+        self._asked_at = self._progress_at
+        self._term_at: float | None = None
+        self._failed_at: float | None = None
+        self._verdict: StartFailure | None = None
+        self._watch: processes.ExitWatch | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def watch(self, child: subprocess.Popen[bytes] | None) -> None:
+        """Begins to watch the process of the record; `child` where this agent has started it."""
+        self._watch = processes.ExitWatch(self.record.pid, self.record.identity, child)
+        self._task = asyncio.create_task(self._live(self._watch), name=f"replica {self.record.replica_id}")
+        self._task.add_done_callback(_report_crash)
+
+    def end(self, failure: StartFailure | None) -> None:
+        """Notes that there is no process (any more): stopped, or failed for a reason."""
+        observed = self.observed()
+        ended = msgspec.structs.replace(
+            observed, phase="failed" if failure else "stopped", url=None, token=None, pid=None, memory_bytes=0,
+            failure=failure,
+        )  # fmt: skip
+        self._keep(msgspec.structs.replace(self.record, ended=ended))
+        self._on_change(self)
+
+    def ask(self, asked: Asked) -> None:
+        """Drain or stop. Asking for what is already under way, or for less, changes nothing."""
+        order: dict[Asked, int] = {"run": 0, "drain": 1, "stop": 2}
+        if self.record.ended is not None or order[asked] <= order[self.record.asked]:
+            return
+        self._asked_at = time.monotonic()
+        self._keep(msgspec.structs.replace(self.record, asked=asked))
+        if self._watch is not None:
+            self._watch.nudge()
+        self._on_change(self)
+
+    def observed(self) -> ObservedReplica:
+        """What the next report says of this replica."""
+        if self.record.ended is not None:
+            return self.record.ended
+        status = self._status
+        return ObservedReplica(
+            id=self.record.replica_id,
+            generation=self.record.generation,
+            phase="draining" if self.record.asked != "run" else self._phase,
+            url=status.url if status else None,
+            token=self.record.token,
+            pid=self.record.pid or None,
+            slots=status.slots if status else 0,
+            memory_bytes=self.memory_bytes,
+            max_model_len=status.max_model_len if status else 0,
+            spans=self._spans(),
+        )
+
+    def running(self) -> Running:
+        """The same as the diff sees it."""
+        asked: dict[Asked, Condition] = {"run": "up", "drain": "draining", "stop": "stopping"}
+        condition = asked[self.record.asked] if self.record.ended is None else "ended"
+        return Running(self.record.replica_id, self.record.generation, condition)
+
+    def refresh(self) -> None:
+        """Reads what changes without an event: memory, and a status that the runner changed by itself."""
+        if self.record.ended is None:
+            with contextlib.suppress(psutil.Error):  # it ended this instant: the watch will say so
+                self.memory_bytes = psutil.Process(self.record.pid).memory_info().rss
+            self._look()
+            if self._watch is not None:
+                self._watch.nudge()
+
+    async def close(self) -> None:
+        """Stops watching; the process goes on."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _live(self, watch: processes.ExitWatch) -> None:
+        try:
+            while not await watch.wait(self._nap_s()):
+                self._look()
+                await self._enforce()
+        finally:
+            watch.close()
+        self._look()
+        self.end(self._verdict or self._judge(watch.code))
+
+    def _nap_s(self) -> float | None:
+        moving = self._phase != "ready" or self.record.asked != "run" or self._failed_at is not None
+        return self._settings.poll_s if moving else None
+
+    def _look(self) -> None:
+        path = self._paths.status(self.record.replica_id)
+        try:
+            stat = path.stat()
+            stamp = (stat.st_mtime_ns, stat.st_ino)
+            if stamp == self._status_stamp:
+                return
+            status = msgspec.json.decode(path.read_bytes(), type=RunnerStatus)
+        except FileNotFoundError:
+            return  # the runner has not come so far yet
+        except (msgspec.DecodeError, OSError) as error:
+            log.warning("runner.status_unreadable", replica=self.record.replica_id, error=str(error))
+            return
+        self._status_stamp = stamp
+        if status.replica_id == self.record.replica_id:
+            self._take(status)
+
+    def _take(self, status: RunnerStatus) -> None:
+        before = self.observed()
+        self._status = status
+        if status.phase in ("failed", "stopped"):
+            # not reported before the process is gone: until then it holds memory that another start would need
+            self._failed_at = self._failed_at or time.monotonic()
+        else:
+            if status.phase != self._phase:
+                self._progress_at = time.monotonic()
+            self._phase = status.phase
+        if status.phase == "ready" and not self.record.was_ready:
+            self._keep(msgspec.structs.replace(self.record, was_ready=True))
+        if self.observed() != before:
+            self._on_change(self)
+
+    async def _enforce(self) -> None:
+        now = time.monotonic()
+        if self.record.asked == "stop" or self._drain_is_over(now):
+            self._terminate(now)
+        elif self.record.asked == "drain" and self._phase != "draining":
+            await self._drain(now)
+        elif self._failed_at is not None and now - self._failed_at > LINGER_S:
+            processes.kill_group(self.record.pid, self.record.identity)
+        elif self._phase in BEFORE_READY and now - self._progress_at > self._settings.stall_s:
+            self._verdict = StartFailure(
+                message=f"The runner made no progress: it stayed in '{self._phase}' for"
+                f" {self._settings.stall_s:g} s and was killed. Its log says more: `ebb logs {self.record.endpoint}`.",
+                fatal=False,
+            )
+            processes.kill_group(self.record.pid, self.record.identity)
+
+    def _drain_is_over(self, now: float) -> bool:
+        return self.record.asked == "drain" and now - self._asked_at > self._settings.drain_s
+
+    def _terminate(self, now: float) -> None:
+        if self._term_at is None:
+            self._term_at = now
+            processes.terminate(self.record.pid, self.record.identity)
+        elif now - self._term_at > self._settings.grace_s:
+            processes.kill_group(self.record.pid, self.record.identity)
+
+    async def _drain(self, now: float) -> None:
+        if self._phase in BEFORE_READY or self._status is None or self._status.url is None:
+            self.ask("stop")  # nobody was ever sent to it
+            self._terminate(now)
+            return
+        self._phase = "draining"
+        try:
+            await self._drainer.drain(self._status.url, self.record.token)
+        except (OSError, TimeoutError) as error:
+            log.warning("runner.drain_unanswered", replica=self.record.replica_id, error=str(error))
+            processes.terminate(self.record.pid, self.record.identity)  # means drain to a runner, too
+
+    def _judge(self, code: int | None) -> StartFailure | None:
+        return judge(
+            asked=self.record.asked,
+            was_ready=self.record.was_ready,
+            status=self._status,
+            code=code,
+            log_tail=read_tail(self._paths.log(self.record.replica_id), 20)[0].decode(errors="replace"),
+        )
+
+    def judge_absent(self) -> None:
+        """Ends the replica of a record whose process ended while no agent was there."""
+        self._look()
+        self.end(self._judge(None))
+
+    def _spans(self) -> dict[str, float]:
+        status = self._status
+        if status is None:
+            return {}
+        return {"spawn": max(0.0, status.started_at - self.record.spawned_at), **status.spans}
+
+    def _keep(self, record: Record) -> None:
+        self.record = record
+        try:
+            save(self._paths, record)
+        except OSError as error:
+            # the disk is full: the replica must go on, and only an agent started anew would miss this
+            log.warning("record.unwritten", replica=record.replica_id, error=str(error))
+
+
+def _report_crash(task: asyncio.Task[None]) -> None:
+    """A watching task that fails is our own bug: it must not go unseen."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("replica.watch_failed", task=task.get_name(), exc_info=error)
