@@ -86,8 +86,8 @@ class Engine:
         if needed > config.num_blocks:
             raise ValueError(
                 f"The prompt ({len(prompt)} tokens) and its answer (up to {min(room, params.max_tokens)}) need "
-                f"{needed} KV blocks of {config.block_size} tokens and there are {config.num_blocks}; shorten the prompt, "
-                "lower max_tokens or give the replica more KV cache."
+                f"{needed} KV blocks of {config.block_size} tokens and there are {config.num_blocks}; shorten the "
+                "prompt, lower max_tokens or give the replica more KV cache."
             )
         if config.vocab_size:
             named = {*prompt, *params.logit_bias, *params.stop_token_ids}

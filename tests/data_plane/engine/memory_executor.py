@@ -1,0 +1,46 @@
+"""An executor with a KV memory of integers: its tokens depend on everything read back through the block table."""
+
+import zlib
+
+from data_plane.engine.batch import Batch, Row, Sampled
+from data_plane.engine.outputs import TokenLogprobs
+
+VOCAB = 50
+
+
+class MemoryExecutor:
+    """A row whose blocks were lost, shared or mixed up gets another token than the same request run alone."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.memory = [-1] * (num_blocks * block_size)
+        self.budgets: list[int] = []
+
+    def run(self, batch: Batch) -> list[Sampled]:
+        self.budgets.append(batch.num_tokens)
+        for row in batch.rows:
+            for offset, token in enumerate(row.tokens):
+                self.memory[self._slot(row, row.start + offset)] = token
+        return [self._sample(row) for row in batch.rows]
+
+    def _slot(self, row: Row, position: int) -> int:
+        block, offset = divmod(position, self.block_size)
+        return row.blocks.ids[block] * self.block_size + offset
+
+    def _sample(self, row: Row) -> Sampled:
+        context = [self.memory[self._slot(row, position)] for position in range(row.stop)]
+        first = row.start + row.num_skipped_targets
+        prompt = tuple(
+            TokenLogprobs(token, -float(self._digest(row.seed, context[: first + at + 1])))
+            for at, token in enumerate(row.prompt_targets)
+        )
+        if not row.wants_token:
+            return Sampled(prompt_logprobs=prompt)
+        token = self._digest(row.seed, context) % VOCAB
+        while token in row.forbidden_ids:
+            token = (token + 1) % VOCAB
+        return Sampled(token, prompt_logprobs=prompt)
+
+    @staticmethod
+    def _digest(seed: int, context: list[int]) -> int:
+        return zlib.crc32(repr((seed, context)).encode())
