@@ -43,7 +43,8 @@ def model_loading(route: EndpointRoute, held_s: float, eta_s: float | None) -> A
 def model_failed(name: str, reason: str | None) -> ApiError:
     """503 at once: the endpoint's model cannot start, and asking again now will not help."""
     return unavailable(
-        f"Endpoint '{name}' cannot start: {reason or 'no reason was recorded'}. See 'ebb events' and 'ebb logs {name}'.",
+        f"Endpoint '{name}' cannot start: {reason or 'no reason was recorded'}. "
+        f"See 'ebb events' and 'ebb logs {name}'.",
         code="model_failed",
         should_retry=False,
     )
@@ -52,8 +53,8 @@ def model_failed(name: str, reason: str | None) -> ApiError:
 def queue_full(route: EndpointRoute, waiting: int, waiting_bytes: int) -> ApiError:
     """503: too many requests wait for this endpoint already."""
     return unavailable(
-        f"Endpoint '{route.name}' is not ready and {waiting} requests ({waiting_bytes / (1 << 20):.0f} MiB) wait for it "
-        "already. Try again later.",
+        f"Endpoint '{route.name}' is not ready and {waiting} requests ({waiting_bytes / (1 << 20):.0f} MiB) wait "
+        "for it already. Try again later.",
         code="queue_full",
         retry_after_s=DEFAULT_RETRY_AFTER_S,
     )

@@ -4,7 +4,7 @@ Knows nothing of choosing a replica, of waking one, or of the client on the othe
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import aiohttp
@@ -48,7 +48,7 @@ class Timeouts:
 
 
 class Upstream:
-    """A runner's answer, begun. `body` is the whole of it unless it is a stream; then `events` gives it piece by piece."""
+    """A runner's answer, begun. `body` is the whole of it unless it is a stream, which is read by `read_events`."""
 
     def __init__(self, response: aiohttp.ClientResponse, body: bytes | None, first: bytes, cutter: EventCutter) -> None:
         self.status = response.status
@@ -60,15 +60,22 @@ class Upstream:
 
     @property
     def is_stream(self) -> bool:
-        """Whether `events` must be read."""
+        """Whether `read_events` has the answer."""
         return self.body is None
 
-    async def events(self) -> AsyncIterator[bytes]:
-        """Whole events as they come, several at once under load. Ends only where the answer was complete.
+    @property
+    def failed(self) -> bool:
+        """Whether the stream ended with the runner's own error event."""
+        return self._cutter.failed
+
+    async def read_events(self) -> bytes:
+        """The next whole events, several at once under load; empty where the answer is complete.
 
         Raises StreamLost where the runner went away, fell silent or ended without `[DONE]` or an error event.
         """
-        yield self._first
+        if self._first:
+            first, self._first = self._first, b""
+            return first
         cutter = self._cutter
         try:
             while not cutter.done:
@@ -77,13 +84,14 @@ class Upstream:
                     break
                 whole = cutter.feed(chunk)
                 if whole:
-                    yield whole
+                    return whole
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             # After its own error event a runner may close however it likes: the client was told.
             if not cutter.failed:
                 raise StreamLost(f"the connection broke: {_words(error)}") from error
         if not (cutter.done or cutter.failed):
             raise StreamLost("it ended without [DONE]")
+        return b""
 
     def close(self) -> None:
         """Let the connection go: back to the pool where the answer was read to its end, else closed at once.

@@ -1,0 +1,133 @@
+"""One request and its answer, as all parts of the gateway see them: identity, body, headers out, and what to log.
+
+Knows nothing of routes or runners.
+"""
+
+import asyncio
+import re
+import uuid
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from data_plane.wire.errors import ApiError, invalid
+from data_plane.wire.names import REQUEST_ID
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_HOLD_HEADERS = ("x-ebb-hold-timeout", "x-scale-up-timeout")
+JSON_TYPE = {"Content-Type": "application/json"}
+
+
+@dataclass
+class Exchange:
+    """Times are the loop's. `held_s` is None while the request was never held for a replica."""
+
+    request: web.BaseRequest
+    request_id: str
+    arrived: float
+    tenant: str = ""
+    endpoint: str = ""
+    model: str = ""
+    replica: str = ""
+    route: str = ""
+    held_since: float | None = None
+    held_s: float | None = None
+    first_byte_s: float | None = None
+    tries: int = 0
+    status: int = 0
+    outcome: str = "ok"
+    code: str = ""
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+
+    @classmethod
+    def begin(cls, request: web.BaseRequest) -> "Exchange":
+        """A valid incoming request id is kept; every other request gets a new one."""
+        given = request.headers.get("x-request-id", "")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        return cls(request, request_id, asyncio.get_running_loop().time())
+
+    def hold(self) -> None:
+        """The request has to wait for a replica, from now (or still, where it was sent back to wait)."""
+        if self.held_since is None:
+            self.held_since = asyncio.get_running_loop().time()
+
+    def release(self) -> None:
+        """The request has a replica, or was given up."""
+        if self.held_since is not None:
+            self.held_s = asyncio.get_running_loop().time() - self.held_since
+
+    def answer_headers(self) -> dict[str, str]:
+        """What every answer carries."""
+        cold = {"x-ebb-cold-start": "0" if self.held_since is None else "1"}
+        if self.held_s is not None:
+            cold["x-ebb-wake-ms"] = str(round(self.held_s * 1000))
+        return {"x-request-id": self.request_id, **cold, **self.headers}
+
+    def upstream_headers(self) -> dict[str, str]:
+        """All that a runner hears of the client's headers."""
+        headers = {**JSON_TYPE, "x-request-id": self.request_id}
+        trace = self.request.headers.get("traceparent", "")
+        if _TRACEPARENT.fullmatch(trace):
+            headers["traceparent"] = trace
+        return headers
+
+    def hold_s(self, default_s: float) -> float:
+        """How long the client lets this request be held: the default, or less. ApiError 400 for what is no number."""
+        for name in _HOLD_HEADERS:
+            text = self.request.headers.get(name)
+            if text is None:
+                continue
+            if not _SECONDS.fullmatch(text.strip()):
+                raise invalid(f"The header '{name}' must be a number of seconds, 0 or more, not {text[:40]!r}.", name)
+            return min(default_s, float(text))
+        return default_s
+
+    async def body(self, most_bytes: int, timeout_s: float) -> bytes:
+        """The request's body. ApiError 413 where it is too large, before more of it is read; 408 where it stalls."""
+        length = self.request.content_length
+        if length is not None and length > most_bytes:
+            raise _too_large(most_bytes)
+        if self.request.headers.get("Expect", "").lower() == "100-continue":
+            await self.request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.request.writer.output_size = 0  # the interim answer is not the beginning of the answer
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self.request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise _too_large(most_bytes) from None
+        except TimeoutError:
+            raise ApiError(408, f"The body did not arrive within {timeout_s:.0f} s.", code="request_timeout") from None
+        except (web.RequestPayloadError, ValueError) as error:
+            raise invalid(f"The body could not be read: {error}.", code="invalid_body") from error
+
+    def plain(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> web.Response:
+        """A whole answer."""
+        self.status = status
+        return web.Response(status=status, body=body, headers={**JSON_TYPE, **(headers or {}), **self.answer_headers()})
+
+    def stream(self) -> web.StreamResponse:
+        """An event stream, not begun yet."""
+        self.status = 200
+        headers = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+        return web.StreamResponse(headers={**headers, "X-Accel-Buffering": "no", **self.answer_headers()})
+
+    def refuse(self, error: ApiError) -> web.Response:
+        """An answer that is an error."""
+        self.note_error(error)
+        return self.plain(error.status, error.encode(), error.headers)
+
+    def note_error(self, error: ApiError) -> None:
+        """How this ended, for metrics and the log."""
+        self.code = error.body.code or ""
+        if self.outcome == "ok":
+            self.outcome = "client_error" if error.status < 500 else "error"
+
+
+def _too_large(most_bytes: int) -> ApiError:
+    return ApiError(
+        413,
+        f"The body is larger than {most_bytes} bytes ({most_bytes >> 20} MiB). Send less.",
+        code="request_too_large",
+        headers={"Connection": "close"},
+    )
