@@ -5,21 +5,25 @@ from hypothesis import strategies as st
 
 from control_plane.dispatch.diff import PICK_UP_S, Ended, Seen, Stray, Wanted, compare
 from control_plane.endpoints.states import PHASES, may_become
-from data_plane.wire.fleet import ObservedReplica, StartFailure
+from data_plane.wire.fleet import Intent, ObservedReplica, ReplicaPhase, StartFailure
 
-ALIVE = st.sampled_from([phase for phase in PHASES if phase not in ("stopped", "failed")])
-INTENT = st.sampled_from(["run", "drain", "stop"])
+ALIVE: st.SearchStrategy[ReplicaPhase] = st.sampled_from(
+    [phase for phase in PHASES if phase not in ("stopped", "failed")]
+)
+INTENT: st.SearchStrategy[Intent] = st.sampled_from(["run", "drain", "stop"])
 IDS = st.lists(st.sampled_from("abcdef"), unique=True)
 
 
 @given(st.data(), IDS, IDS)
-def test_every_replica_is_judged_once_and_only_legally(data: st.DataObject, wanted_ids: list, seen_ids: list) -> None:
+def test_every_replica_is_judged_once_and_only_legally(
+    data: st.DataObject, wanted_ids: list[str], seen_ids: list[str]
+) -> None:
     wanted = [Wanted(i, 1, data.draw(ALIVE), data.draw(INTENT), data.draw(st.floats(0, 99))) for i in wanted_ids]
     observed = [ObservedReplica(i, data.draw(st.integers(1, 2)), data.draw(st.sampled_from(PHASES))) for i in seen_ids]
     changes = compare(wanted, observed)
     judged = [change.id for change in changes if not isinstance(change, Stray)]
     assert len(judged) == len(set(judged)) and set(judged) <= set(wanted_ids)
-    status = {want.id: want.status for want in wanted}
+    status: dict[str, ReplicaPhase] = {want.id: want.status for want in wanted}
     for change in changes:
         if isinstance(change, Seen) and change.to is not None:
             assert may_become(status[change.id], change.to)
@@ -27,8 +31,8 @@ def test_every_replica_is_judged_once_and_only_legally(data: st.DataObject, want
             assert next(want for want in wanted if want.id == change.id).intent != "run"
 
 
-def want(status: str = "placing", intent: str = "run", placed_for_s: float = 0.0) -> Wanted:
-    return Wanted("a", 1, status, intent, placed_for_s)  # pyright: ignore[reportArgumentType]
+def want(status: ReplicaPhase = "placing", intent: Intent = "run", placed_for_s: float = 0.0) -> Wanted:
+    return Wanted("a", 1, status, intent, placed_for_s)
 
 
 def test_one_that_the_agent_has_not_begun_yet_is_left_alone_for_a_while() -> None:
@@ -43,8 +47,10 @@ def test_one_that_was_there_and_is_gone_was_lost() -> None:
 
 
 def test_one_that_was_to_go_and_is_gone_ended_well() -> None:
-    for intent in ("drain", "stop"):
-        for status in ("placing", "loading", "ready", "draining"):
+    intents: tuple[Intent, ...] = ("drain", "stop")
+    statuses: tuple[ReplicaPhase, ...] = ("placing", "loading", "ready", "draining")
+    for intent in intents:
+        for status in statuses:
             assert compare([want(status, intent)], []) == (Ended("a", None, None),)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from control_plane.endpoints import states
 from control_plane.endpoints.states import Circuit, IllegalMove, ReplicaView
-from data_plane.wire.fleet import ReplicaPhase
+from data_plane.wire.fleet import Intent, ReplicaPhase
 
 
 @dataclass
@@ -79,7 +79,7 @@ def test_an_endpoint_is_live_exactly_when_something_serves(
         (2, [("ready", "run")], True, "live"),
     ],
 )
-def test_the_words_one_by_one(desired: int, views: list[tuple], failed: bool, state: str) -> None:
+def test_the_words_one_by_one(desired: int, views: list[tuple[ReplicaPhase, Intent]], failed: bool, state: str) -> None:
     assert states.endpoint_state(desired, [ReplicaView(*view) for view in views], failed=failed) == state
 
 

@@ -1,6 +1,7 @@
 """The planner never promises what is not there, gives the same answer to the same question, and says numbers."""
 
 import dataclasses
+from random import Random
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +30,9 @@ DEVICE = st.sampled_from(["auto", "cpu", "cuda", "cuda:0", "cuda:1"])
 
 
 @given(fleets(), st.lists(st.tuples(DEVICE, BYTES), max_size=20), st.randoms())
-def test_whatever_comes_no_device_is_overcommitted(fleet: tuple[DeviceView, ...], asked: list, random) -> None:
+def test_whatever_comes_no_device_is_overcommitted(
+    fleet: tuple[DeviceView, ...], asked: list[tuple[str, int]], random: Random
+) -> None:
     for device, size in asked:
         answer = plan(fleet, need(device, size))
         shuffled = list(fleet)

@@ -6,9 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control_plane.placement.rollout import SURGE, Copy, next_steps
+from data_plane.wire.fleet import Intent, ReplicaPhase
 
-PHASES = st.sampled_from(["placing", "starting", "loading", "warming", "ready", "draining"])
-INTENTS = st.sampled_from(["run", "drain", "stop"])
+PHASES: st.SearchStrategy[ReplicaPhase] = st.sampled_from(
+    ["placing", "starting", "loading", "warming", "ready", "draining"]
+)
+INTENTS: st.SearchStrategy[Intent] = st.sampled_from(["run", "drain", "stop"])
 
 
 @st.composite

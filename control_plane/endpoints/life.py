@@ -1,0 +1,213 @@
+"""What may happen to an endpoint and its replicas, once its row is held. Each step leaves rows, an event and bells in the
+caller's transaction. Knows nothing of why: callers decide, and say the reason."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from control_plane.db.bells import ring
+from control_plane.db.clock import db_now, unix
+from control_plane.endpoints import metrics
+from control_plane.endpoints.states import (
+    ENDED,
+    Circuit,
+    ReplicaView,
+    after_failure,
+    endpoint_state,
+    half_open,
+    transition,
+)
+from control_plane.endpoints.tables import EndpointTable, ReplicaTable
+from control_plane.events.service import record
+from data_plane.wire.fleet import ReplicaPhase, StartFailure
+
+
+@dataclass
+class Held:
+    """An endpoint's locked row with its replicas that have not ended. All writers of either hold the row first."""
+
+    endpoint: EndpointTable
+    replicas: list[ReplicaTable]
+    now: datetime
+
+    @property
+    def circuit(self) -> Circuit:
+        return Circuit(self.endpoint.failures, self.endpoint.opens, unix(self.endpoint.retry_at))
+
+    def set_circuit(self, circuit: Circuit) -> None:
+        """Stores it."""
+        self.endpoint.failures = circuit.failures
+        self.endpoint.opens = circuit.opens
+        self.endpoint.retry_at = None if circuit.retry_at is None else datetime.fromtimestamp(circuit.retry_at, UTC)
+
+
+async def hold(session: AsyncSession, endpoint_id: UUID) -> Held | None:
+    """Locks the endpoint until the transaction ends. None where there is no such row (a deleted endpoint has one)."""
+    query = select(EndpointTable).where(EndpointTable.id == endpoint_id)
+    locked = query.with_for_update(key_share=True).execution_options(populate_existing=True)
+    endpoint = (await session.execute(locked)).scalar_one_or_none()
+    if endpoint is None:
+        return None
+    alive = select(ReplicaTable).where(ReplicaTable.endpoint_id == endpoint_id, ReplicaTable.status.not_in(ENDED))
+    rows = await session.execute(alive.order_by(ReplicaTable.created_at).execution_options(populate_existing=True))
+    return Held(endpoint, list(rows.scalars()), await db_now(session))
+
+
+def view(replica: ReplicaTable) -> ReplicaView:
+    """What the pure part needs of it."""
+    return ReplicaView(replica.status, replica.intent)
+
+
+async def settle(session: AsyncSession, held: Held, reason: str) -> None:
+    """Derives the endpoint's state anew; a change becomes an event with `reason`. Tells gateways."""
+    endpoint = held.endpoint
+    views = [view(replica) for replica in held.replicas]
+    state = endpoint_state(endpoint.desired, views, failed=endpoint.retry_at is not None)
+    if state != endpoint.state:
+        data = {"from": endpoint.state, "to": state, "desired": endpoint.desired}
+        endpoint.state, endpoint.reason = state, reason
+        await record(session, endpoint.tenant_id, "endpoint", endpoint.name, state, reason, data)
+    await session.flush()
+    await ring(session, "routes")
+
+
+async def set_desired(session: AsyncSession, held: Held, desired: int, reason: str) -> None:
+    """Asks for another number of replicas; placement will see to it."""
+    endpoint = held.endpoint
+    if desired == endpoint.desired:
+        return
+    data = {"from": endpoint.desired, "to": desired}
+    if desired > endpoint.desired:
+        endpoint.asked_at = held.now
+    else:
+        endpoint.obstacle = None
+    endpoint.desired = desired
+    await record(session, endpoint.tenant_id, "endpoint", endpoint.name, "scaled", reason, data)
+    await settle(session, held, reason)
+    await ring(session, "placement", "endpoints")
+
+
+async def close_circuit(session: AsyncSession, held: Held, reason: str) -> None:
+    """Forgets failures: something was changed that may have removed their cause."""
+    held.set_circuit(Circuit())
+    held.endpoint.obstacle = None
+    await settle(session, held, reason)
+
+
+async def try_again(session: AsyncSession, held: Held, reason: str) -> bool:
+    """Half-opens an open circuit whose time has come. False while a start must not be tried."""
+    probe = half_open(held.circuit, held.now.timestamp())
+    if probe is None:
+        return False
+    if held.circuit.is_open:
+        held.set_circuit(probe)
+        data = {"opens": probe.opens}
+        await record(session, held.endpoint.tenant_id, "endpoint", held.endpoint.name, "retrying", reason, data)
+        await ring(session, "placement")
+    return True
+
+
+async def fail_start(session: AsyncSession, held: Held, failure: StartFailure, lived_s: float | None = None) -> None:
+    """Counts a failure; where that opens the circuit, waiters are told `failure` and nothing is started for a while."""
+    endpoint = held.endpoint
+    circuit = after_failure(held.circuit, fatal=failure.fatal, lived_s=lived_s, now=held.now.timestamp())
+    opened = circuit.opens > endpoint.opens
+    held.set_circuit(circuit)
+    if opened:
+        metrics.CIRCUITS_OPENED.inc()
+        endpoint.reason = failure.message
+        endpoint.obstacle = None
+        if not any(replica.intent == "run" for replica in held.replicas):
+            # who wanted the failed ones is told so; the next one to ask, after retry_at, tries again
+            endpoint.desired = endpoint.min_replicas
+
+
+async def move(session: AsyncSession, held: Held, replica: ReplicaTable, to: ReplicaPhase, reason: str) -> None:
+    """A replica that is still there reached another phase."""
+    before = replica.status
+    transition(replica, to)
+    replica.reason = reason
+    if to == "ready":
+        _became_ready(held, replica)
+    elif before == "placing" and "place" not in replica.spans:
+        replica.spans = {**replica.spans, "place": _seconds(replica.created_at, held.now)}
+    await _tell(session, held, replica, to, reason, {"from": before})
+    await settle(session, held, _state_reason(to, reason))
+
+
+def _state_reason(to: ReplicaPhase, reason: str) -> str:
+    return "A replica is ready." if to == "ready" else reason
+
+
+def _became_ready(held: Held, replica: ReplicaTable) -> None:
+    endpoint = held.endpoint
+    replica.ready_at = endpoint.last_ready_at = held.now
+    asked_s = _seconds(replica.created_at, held.now) + float(replica.spans.get("decide", 0.0))
+    replica.spans = {**replica.spans, "ready": round(asked_s, 4)}
+    endpoint.start_s = asked_s if endpoint.start_s is None else (endpoint.start_s + asked_s) / 2
+    metrics.COLD_STARTS.inc()
+    metrics.COLD_START_SECONDS.observe(asked_s)
+
+
+async def release(session: AsyncSession, held: Held, replica: ReplicaTable, reason: str) -> None:
+    """No new requests for it: it drains if it serves, and is stopped if it never did."""
+    if replica.intent != "run":
+        return
+    replica.intent = "drain" if replica.status == "ready" else "stop"
+    replica.released_at = held.now
+    replica.reason = reason
+    await _tell(session, held, replica, "draining" if replica.intent == "drain" else "stopping", reason, {})
+    await settle(session, held, reason)
+    await ring(session, f"node:{replica.node_id}")
+
+
+async def end(session: AsyncSession, held: Held, replica: ReplicaTable, failure: StartFailure | None) -> None:
+    """The replica is no more. Without `failure` that was wanted."""
+    before = replica.status
+    lived_s = None if replica.ready_at is None else (held.now - replica.ready_at).total_seconds()
+    transition(replica, "stopped" if failure is None else "failed")
+    replica.ended_at = held.now
+    replica.token = None
+    held.replicas.remove(replica)
+    if failure is not None:
+        replica.reason = failure.message
+        metrics.FAILURES.labels("start" if lived_s is None else "crash").inc()
+        if replica.intent == "run" and replica.generation == held.endpoint.revision:
+            await fail_start(session, held, failure, lived_s)
+    elif lived_s is not None:
+        held.set_circuit(Circuit(retry_at=held.circuit.retry_at))
+    data = {"from": before, "fatal": failure is not None and failure.fatal}
+    await _tell(session, held, replica, replica.status, replica.reason, data)
+    await settle(session, held, replica.reason)
+    await ring(session, f"node:{replica.node_id}", "placement")
+
+
+async def place(session: AsyncSession, held: Held, replica: ReplicaTable, node: str) -> None:
+    """A new replica has its place: its node will hear of it when this commits."""
+    endpoint = held.endpoint
+    decide_s = 0.0 if endpoint.asked_at is None else _seconds(endpoint.asked_at, held.now)
+    # a replacement, or one that waited for room, was not asked for just now: the wait is no time to decide
+    replica.spans = {"decide": decide_s} if decide_s < 60 and not endpoint.obstacle else {}
+    endpoint.obstacle = None
+    session.add(replica)
+    await session.flush()
+    held.replicas.append(replica)
+    reason = f"Placed on {replica.device} of node {node}."
+    await _tell(session, held, replica, "placing", reason, {"node": node, "promised_bytes": replica.promised_bytes})
+    await settle(session, held, reason)
+    await ring(session, f"node:{replica.node_id}")
+
+
+async def _tell(
+    session: AsyncSession, held: Held, replica: ReplicaTable, type: str, reason: str, data: dict[str, object]
+) -> None:
+    endpoint = held.endpoint
+    about = {"replica": str(replica.id), "generation": replica.generation, **data}
+    await record(session, endpoint.tenant_id, "replica", endpoint.name, type, reason, about)
+
+
+def _seconds(start: datetime, end: datetime) -> float:
+    return round(max(0.0, (end - start).total_seconds()), 4)

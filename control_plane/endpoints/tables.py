@@ -1,0 +1,116 @@
+"""Tables of endpoints, their immutable revisions, their replicas, and the demand that gateways see on them."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, ForeignKey, Index, String, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from control_plane.db.base import Base, Row, TenantRow
+from data_plane.wire.fleet import Intent, ReplicaPhase
+from data_plane.wire.routes import EndpointState
+
+ALIVE = text("status not in ('stopped', 'failed')")
+
+
+class EndpointTable(TenantRow):
+    """The thing with a URL. `state` is what `states.endpoint_state` said when a row of it last changed."""
+
+    __tablename__ = "endpoints"
+    __table_args__ = (
+        Index("uq_endpoints_name", "tenant_id", "name", unique=True, postgresql_where=text("deleted_at is null")),
+    )
+
+    name: Mapped[str]
+    model_id: Mapped[UUID | None] = mapped_column(ForeignKey("models.id"), index=True)
+    """None once the endpoint is deleted, so that the model may be."""
+    model: Mapped[str]
+    revision: Mapped[int]
+    """The current revision's number: the generation of the replicas that are wanted."""
+    min_replicas: Mapped[int]
+    max_replicas: Mapped[int]
+    idle_s: Mapped[float]
+    desired: Mapped[int]
+    state: Mapped[EndpointState] = mapped_column(String)
+    reason: Mapped[str]
+    obstacle: Mapped[str | None]
+    """Why the next replica has no place yet, where that is so."""
+    failures: Mapped[int]
+    opens: Mapped[int]
+    retry_at: Mapped[datetime | None]
+    """Set while the circuit is open: no start before this time, and then only one that something asks for."""
+    last_wake_at: Mapped[datetime | None]
+    asked_at: Mapped[datetime | None]
+    """When `desired` was last raised: a start is timed from here."""
+    last_ready_at: Mapped[datetime | None]
+    start_s: Mapped[float | None]
+    """Seconds from decision to ready, learned from the last starts."""
+    deleted_at: Mapped[datetime | None]
+
+
+class RevisionTable(Row):
+    """What the replicas of one generation run. Never changed after it was written."""
+
+    __tablename__ = "revisions"
+    __table_args__ = (UniqueConstraint("endpoint_id", "number", name="uq_revisions_endpoint_id_number"),)
+
+    endpoint_id: Mapped[UUID] = mapped_column(ForeignKey("endpoints.id"))
+    number: Mapped[int]
+    spec: Mapped[dict[str, Any]]
+
+
+class ReplicaTable(Row):
+    """One copy, on one node. Its status is written by `states.transition` only."""
+
+    __tablename__ = "replicas"
+    __table_args__ = (
+        # whatever two loops believe, no place of a generation is ever filled twice
+        Index(
+            "uq_replicas_place",
+            "endpoint_id",
+            "generation",
+            "ordinal",
+            unique=True,
+            postgresql_where=text("intent = 'run' and status not in ('stopped', 'failed')"),
+        ),
+        Index("ix_replicas_alive", "node_id", postgresql_where=ALIVE),
+        Index("ix_replicas_endpoint_id", "endpoint_id", "created_at"),
+    )
+
+    endpoint_id: Mapped[UUID] = mapped_column(ForeignKey("endpoints.id"))
+    generation: Mapped[int]
+    ordinal: Mapped[int]
+    node_id: Mapped[UUID] = mapped_column(ForeignKey("nodes.id"))
+    device: Mapped[str]
+    status: Mapped[ReplicaPhase] = mapped_column(String)
+    intent: Mapped[Intent] = mapped_column(String)
+    reason: Mapped[str]
+    spec: Mapped[dict[str, Any]]
+    promised_bytes: Mapped[int] = mapped_column(BigInteger)
+    """What placement reserved on the device; `memory_bytes` is what the agent sees it take."""
+    memory_bytes: Mapped[int] = mapped_column(BigInteger)
+    url: Mapped[str | None]
+    token: Mapped[str | None]
+    pid: Mapped[int | None] = mapped_column(BigInteger)
+    slots: Mapped[int]
+    max_model_len: Mapped[int]
+    spans: Mapped[dict[str, Any]]
+    """Seconds by name: decide and place are the control plane's, ready is the whole, the rest is the agent's."""
+    ready_at: Mapped[datetime | None]
+    released_at: Mapped[datetime | None]
+    """When it was told to drain or stop."""
+    ended_at: Mapped[datetime | None]
+
+
+class DemandTable(Base):
+    """The last word of one gateway on one endpoint."""
+
+    __tablename__ = "demand"
+
+    endpoint_id: Mapped[UUID] = mapped_column(ForeignKey("endpoints.id"), primary_key=True)
+    gateway: Mapped[str] = mapped_column(primary_key=True)
+    running: Mapped[int]
+    waiting: Mapped[int]
+    last_work_at: Mapped[datetime | None]
+    reported_at: Mapped[datetime]
