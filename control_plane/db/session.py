@@ -32,6 +32,7 @@ class Database:
             pool_timeout=5,
             pool_pre_ping=True,
             pool_recycle=1800,
+            hide_parameters=True,  # values, hashes of keys among them, stay out of errors and logs
             connect_args={"options": options, "connect_timeout": 5, "application_name": "ebb"},
         )
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)

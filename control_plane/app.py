@@ -1,0 +1,140 @@
+"""The control plane's application: the only file that knows every controller and every loop."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from litestar import Litestar, Request, Response, get
+from litestar.datastructures import State
+from litestar.di import Provide
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.spec import Components, SecurityScheme
+from litestar.types import ControllerRouterHandler
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from control_plane import telemetry
+from control_plane.catalog.controller import ModelsController
+from control_plane.db.bells import Bells
+from control_plane.db.loop import Leader, Loop
+from control_plane.db.session import Database
+from control_plane.errors import DatabaseUnavailable, answer_for
+from control_plane.events.controller import EventsController
+from control_plane.jobs.controller import JobsController
+from control_plane.jobs.loop import JobsLoop, LazyHints
+from control_plane.settings import Settings
+from control_plane.tenants.auth import OPEN, READ, KeyCache, require_scope
+from control_plane.tenants.controller import KeysController
+from control_plane.tenants.door import Door
+
+VERSION = "0.1.0"
+MAX_BODY_BYTES = 4 * 2**20
+
+CONTROLLERS: list[ControllerRouterHandler] = [ModelsController, JobsController, KeysController, EventsController]
+
+
+def loops(settings: Settings) -> list[Loop]:
+    """What runs while this process leads."""
+    return [JobsLoop(LazyHints(settings))]
+
+
+@get("/healthz", opt=OPEN, include_in_schema=False)
+async def healthz() -> dict[str, str]:
+    """The process is alive."""
+    return {"status": "ok"}
+
+
+@get("/readyz", opt=OPEN, include_in_schema=False)
+async def readyz(database: Database) -> dict[str, str]:
+    """The database answers; 503 otherwise."""
+    try:
+        await database.ping()
+    except Exception as error:
+        raise DatabaseUnavailable from error
+    return {"status": "ready"}
+
+
+@get("/", opt=READ, include_in_schema=False)
+async def index(settings: Settings) -> dict[str, str]:
+    """What this is."""
+    return {"name": "ebb", "version": VERSION, "gateway": settings.gateway_url, "schema": "/schema"}
+
+
+@get("/metrics", opt=READ, include_in_schema=False)
+async def metrics(metrics_of_app: telemetry.Metrics) -> Response[bytes]:
+    """Prometheus text."""
+    return Response(metrics_of_app.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@get("/schema", opt=READ, include_in_schema=False)
+async def schema(request: Request[Any, Any, State]) -> dict[str, Any]:
+    """OpenAPI of all that people may call."""
+    return request.app.openapi_schema.to_schema()
+
+
+def create_app(settings: Settings, *, extra_loops: Sequence[Loop] = (), leads: bool = True) -> Litestar:
+    """The application. Its database, bells and loops start and end with its lifespan; `leads=False`: no loops."""
+    database = Database(settings.database_url)
+    bells = Bells(settings.database_url)
+    keys = KeyCache(database, bells)
+    leader = Leader(database, bells, settings.instance, [*loops(settings), *extra_loops])
+    measured = telemetry.Metrics(leader)
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncGenerator[None]:
+        await bells.start()
+        if leads:
+            leader.start()
+        try:
+            yield
+        finally:
+            bells.hush()
+            await leader.stop()
+            await bells.stop()
+            keys.close()
+            await database.close()
+
+    async def provide_session() -> AsyncGenerator[AsyncSession]:
+        """One transaction per request: it commits after the handler and before the answer, or rolls back."""
+        async with database.transaction() as session:
+            yield session
+
+    app = Litestar(
+        route_handlers=[healthz, readyz, index, metrics, schema, *CONTROLLERS],
+        guards=[require_scope],
+        dependencies={
+            "session": Provide(provide_session),
+            "database": Provide(lambda: database, sync_to_thread=False),
+            "bells": Provide(lambda: bells, sync_to_thread=False),
+            "settings": Provide(lambda: settings, sync_to_thread=False),
+            "metrics_of_app": Provide(lambda: measured, sync_to_thread=False),
+        },
+        exception_handlers={Exception: render},
+        lifespan=[lifespan],
+        openapi_config=_openapi(),
+        request_max_body_size=MAX_BODY_BYTES,
+        state=State({"bells": bells}),
+        logging_config=None,
+        pdb_on_exception=False,
+        debug=False,
+    )
+    app.asgi_handler = Door(app.asgi_handler, keys.authenticate, measured.observe)
+    return app
+
+
+def render(_: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    """The one handler of errors: every one is answered in the wire's shape."""
+    answer = answer_for(error)
+    return Response(answer.encode(), status_code=answer.status, headers=answer.headers, media_type="application/json")
+
+
+def _openapi() -> OpenAPIConfig:
+    bearer = SecurityScheme(type="http", scheme="bearer", description="An API key, `prefix.secret`.")
+    return OpenAPIConfig(
+        title="Ebb",
+        version=VERSION,
+        description="Serverless model endpoints: a URL that sleeps at zero and wakes on a request.",
+        components=Components(security_schemes={"key": bearer}),
+        security=[{"key": []}],
+        use_handler_docstrings=True,
+        path="/schema-ui",
+    )
