@@ -1,0 +1,199 @@
+"""One gateway, put together: the only file here that knows every part. Stateless but for what it was last sent."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from data_plane.gateway import errors
+from data_plane.gateway.activation import Activation
+from data_plane.gateway.auth import Auth
+from data_plane.gateway.completions import Completions
+from data_plane.gateway.control import ControlClient
+from data_plane.gateway.demand import Demand, DemandReporter
+from data_plane.gateway.exchange import Exchange
+from data_plane.gateway.listing import Listing
+from data_plane.gateway.metrics import EndpointGauges, Metrics
+from data_plane.gateway.server import GatewayServer, Route
+from data_plane.gateway.settings import GatewaySettings
+from data_plane.gateway.state import StateFollower
+from data_plane.router.lease import InFlight
+from data_plane.router.runner_client import RunnerClient
+from data_plane.router.table import RouteTable
+from data_plane.wire.routes import GatewayState, WakeAnswer, WakeRequest
+
+_log = structlog.get_logger()
+
+
+class Gateway:
+    """`start`, then `stop`. The parts that tests look at are public."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        """Needs a running event loop."""
+        self._settings = settings
+        self.table = RouteTable()
+        self.in_flight = InFlight()
+        self.auth = Auth()
+        self.demand = Demand(asyncio.get_running_loop().time())
+        self._control = ControlClient(settings)
+        self._runners = RunnerClient(settings.runner)
+        self.activation = Activation(self.table, self.in_flight, self._wake, settings.hold)
+        self.metrics = Metrics(self._books)
+        self.server = GatewayServer(
+            self._routes(), self.auth, settings.most_body_bytes, lambda: self.table.received, self._on_end
+        )
+        self._runner = web.ServerRunner(self.server, shutdown_timeout=1.0)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def port(self) -> int:
+        """The port it listens on, also where 0 was asked for."""
+        return int(self._runner.addresses[0][1])
+
+    async def start(self) -> None:
+        """Listen, and follow the control plane. Raises OSError where the port is taken."""
+        await self._runner.setup()
+        await web.TCPSite(self._runner, self._settings.host, self._settings.port, backlog=1024).start()
+        waiting = self.activation.waiting
+        reporter = DemandReporter(
+            self._settings.name, self.demand, self.table, lambda id: waiting(id)[0], self._control
+        )
+        self._spawn(StateFollower(self._control, self._on_state).run(), "follow")
+        self._spawn(reporter.run(), "report")
+        _log.info("gateway_listening", host=self._settings.host, port=self.port, control=self._settings.control_url)
+
+    async def stop(self) -> None:
+        """Leave: refuse what is new, tell who waits, finish streams within the drain limit, cut off the rest."""
+        self.server.leaving = True
+        for site in list(self._runner.sites):
+            await site.stop()
+        self.activation.close()
+        await self.server.wait_idle(self._settings.drain_s)
+        if self.server.running:
+            _log.warning("drain_limit_passed", running=self.server.running, drain_s=self._settings.drain_s)
+            self.server.cut_off()
+            await self.server.wait_idle(1.0)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._runner.cleanup()
+        await self._runners.close()
+        await self._control.close()
+        _log.info("gateway_stopped")
+
+    def check(self) -> None:
+        """All books balance; when idle, all are empty."""
+        self.in_flight.check()
+        self.activation.check()
+
+    def _spawn(self, loop: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(loop, name=name)
+        task.add_done_callback(_died)
+        self._tasks.append(task)
+
+    def _routes(self) -> dict[str, Route]:
+        completions = Completions(
+            self._settings,
+            self.table,
+            self.activation,
+            self._runners,
+            self.demand,
+            self.metrics,
+            lambda: self.server.cut,
+        )
+        listing = Listing(self._settings, self.table, self.in_flight, self._runners)
+        return {
+            "/healthz": Route("GET", _alive, (), per_endpoint=False),
+            "/readyz": Route("GET", self._ready, (), per_endpoint=False),
+            "/metrics": Route("GET", self._metrics, ("read",), per_endpoint=False),
+            "/health": Route("GET", listing.health, ("infer", "read")),
+            "/v1/chat/completions": Route("POST", completions.chat, ("infer",)),
+            "/v1/completions": Route("POST", completions.complete, ("infer",)),
+            "/v1/models": Route("GET", listing.models, ("infer", "read")),
+            "/v1/models/{id}": Route("GET", listing.model, ("infer", "read")),
+            "/tokenize": Route("POST", listing.tokenize, ("infer",)),
+            "/detokenize": Route("POST", listing.detokenize, ("infer",)),
+            "/tokenizer_info": Route("GET", listing.tokenizer_info, ("infer", "read")),
+        }
+
+    def _on_state(self, state: GatewayState) -> None:
+        self.auth.update(state.keys)
+        changed = self.table.update(state, asyncio.get_running_loop().time())
+        self.activation.table_changed(changed)
+
+    async def _wake(self, endpoint_id: str, request_id: str, waiting: int) -> WakeAnswer:
+        return await self._control.wake(endpoint_id, WakeRequest(self._settings.name, request_id, waiting))
+
+    async def _ready(self, exchange: Exchange, _endpoint: str | None) -> web.StreamResponse:
+        if self.server.leaving:
+            raise errors.shutting_down()
+        if not self.table.received:
+            raise errors.not_ready()
+        return exchange.plain(200, b'{"status":"ready"}')
+
+    async def _metrics(self, exchange: Exchange, _endpoint: str | None) -> web.StreamResponse:
+        return exchange.plain(200, self.metrics.render(), {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    def _books(self) -> list[EndpointGauges]:
+        rows: list[EndpointGauges] = []
+        for route in self.table.all():
+            depth, waiting_bytes = self.activation.waiting(route.id)
+            running = self.in_flight.of_endpoint(route.id)
+            rows.append(EndpointGauges(route.name, running, depth, waiting_bytes, len(route.replicas)))
+        return rows
+
+    def _on_end(self, exchange: Exchange) -> None:
+        """Count and log a request: who, where, how long, how it ended; never what was said."""
+        if exchange.route in ("/healthz", "/readyz", "/metrics"):
+            return
+        seconds = asyncio.get_running_loop().time() - exchange.arrived
+        self._measure(exchange, seconds)
+        _log.info(
+            "request",
+            request_id=exchange.request_id,
+            route=exchange.route,
+            endpoint=exchange.endpoint,
+            replica=exchange.replica,
+            status=exchange.status,
+            outcome=exchange.outcome,
+            code=exchange.code,
+            tries=exchange.tries,
+            held_ms=round((exchange.held_s or 0.0) * 1000),
+            ms=round(seconds * 1000),
+        )
+
+    def _measure(self, exchange: Exchange, seconds: float) -> None:
+        metrics, endpoint = self.metrics, exchange.endpoint
+        metrics.requests.labels(exchange.model, endpoint, str(exchange.status), exchange.outcome).inc()
+        if exchange.outcome == "cancelled":
+            metrics.cancellations.labels("running" if exchange.replica else "waiting").inc()
+        if exchange.code and not exchange.replica:
+            metrics.rejections.labels(exchange.code).inc()
+        if not endpoint:
+            return
+        metrics.request_seconds.labels(endpoint).observe(seconds)
+        if exchange.first_byte_s is not None:
+            metrics.first_byte_seconds.labels(endpoint).observe(exchange.first_byte_s)
+        if exchange.held_s is not None:
+            metrics.queue_wait_seconds.labels(endpoint).observe(exchange.held_s)
+            metrics.cold_starts.labels(endpoint, exchange.outcome).inc()
+            if exchange.first_byte_s is not None:
+                metrics.cold_start_seconds.labels(endpoint).observe(exchange.first_byte_s)
+
+
+async def _alive(exchange: Exchange, _endpoint: str | None) -> web.StreamResponse:
+    return exchange.plain(200, b'{"status":"ok"}')
+
+
+def _died(task: "asyncio.Task[None]") -> None:
+    """A loop that ends by an error of ours would be missed only much later: say so, and end the process."""
+    if task.cancelled() or task.exception() is None:
+        return
+    _log.critical("loop_died", loop=task.get_name(), exc_info=task.exception())
+    asyncio.get_running_loop().call_soon(_raise_exit)
+
+
+def _raise_exit() -> None:
+    raise SystemExit(1)

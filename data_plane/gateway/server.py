@@ -1,0 +1,203 @@
+"""The HTTP server: every request in, every answer out in one shape, whatever went wrong on the way.
+
+Knows the routes by what it is given; nothing of endpoints or replicas. It stands on aiohttp's low-level server, so that
+no path is canonicalised and no error is rendered by anyone else.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from aiohttp import StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import RawRequestMessage
+
+from data_plane.gateway import errors
+from data_plane.gateway.auth import Auth, require
+from data_plane.gateway.exchange import Exchange
+from data_plane.wire.errors import ApiError, invalid
+from data_plane.wire.keys import Scope
+from data_plane.wire.names import is_name
+
+Handler = Callable[[Exchange, str | None], Awaitable[web.StreamResponse]]
+"""(exchange, endpoint named in the URL) -> the answer."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Route:
+    """`scopes`: any one is enough; none: open to all. `shared`: also without an endpoint in the URL, or only so."""
+
+    method: str
+    handler: Handler
+    scopes: tuple[Scope, ...]
+    shared: bool = True
+    per_endpoint: bool = True
+
+
+class _Connection(web.RequestHandler):
+    """Renders also those errors in the wire's shape that are found before there is a request."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if status >= 500:
+            _log.error("connection_failed", status=status, exc_info=exc)
+            error = ApiError(status, "Something went wrong inside the gateway.", type="server_error", code="internal")
+        else:
+            reason = (message or "it is malformed").strip().splitlines()[0][:200]
+            error = ApiError(status, f"This is not a valid HTTP request: {reason}", code="bad_request")
+        response = Exchange.begin(request).refuse(error)
+        response.force_close()
+        return response
+
+
+class GatewayServer(web.Server):
+    """Answers requests by a table of routes. `on_end` is told of each exchange when its answer has ended."""
+
+    def __init__(
+        self,
+        routes: Mapping[str, Route],
+        auth: Auth,
+        most_body_bytes: int,
+        ready: Callable[[], bool],
+        on_end: Callable[[Exchange], None],
+    ) -> None:
+        # handler_cancellation: a client that goes takes its request with it, down to the runner
+        super().__init__(self._handle, request_factory=self._request, handler_cancellation=True)
+        self._routes = routes
+        self._auth = auth
+        self._most_body_bytes = most_body_bytes
+        self._ready = ready
+        self._on_end = on_end
+        self._running: set[asyncio.Task[Any]] = set()
+        self._idle = asyncio.Event()
+        self.leaving = False
+        self.cut = False
+
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=asyncio.get_running_loop(), keepalive_timeout=75.0)
+
+    @property
+    def running(self) -> int:
+        """Requests being answered now."""
+        return len(self._running)
+
+    async def wait_idle(self, timeout_s: float) -> None:
+        """Wait until nothing is being answered, `timeout_s` at most. Meant for a server that takes nothing new."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while self._running:
+            self._idle.clear()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._idle.wait()
+            except TimeoutError:  # what still runs is the caller's to end
+                return
+
+    def cut_off(self) -> None:
+        """The drain limit has passed: end what still runs, each with an error of its own."""
+        self.cut = True
+        for task in list(self._running):
+            task.cancel()
+
+    def _request(
+        self,
+        message: RawRequestMessage,
+        payload: StreamReader,
+        protocol: web.RequestHandler,
+        writer: AbstractStreamWriter,
+        task: "asyncio.Task[None]",
+    ) -> web.BaseRequest:
+        loop = asyncio.get_running_loop()
+        return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=self._most_body_bytes)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        exchange = Exchange.begin(request)
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        try:
+            response = await self._answer(exchange)
+        except asyncio.CancelledError:
+            if not self.cut:
+                exchange.outcome, exchange.status = "cancelled", 499
+                raise
+            response = exchange.refuse(errors.shutting_down())
+        except ConnectionError:
+            exchange.outcome, exchange.status = "cancelled", 499
+            raise
+        finally:
+            self._running.discard(task)
+            if not self._running:
+                self._idle.set()
+            self._on_end(exchange)
+        if self.leaving:
+            response.force_close()
+        return response
+
+    async def _answer(self, exchange: Exchange) -> web.StreamResponse:
+        try:
+            return await self._dispatch(exchange)
+        except ApiError as error:
+            return exchange.refuse(error)
+        except ConnectionError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the last line of defence: logged in full, told in general
+            _log.error("request_failed", request_id=exchange.request_id, exc_info=error)
+            exchange.outcome = "error"
+            words = f"Something went wrong inside the gateway. Its log has request id {exchange.request_id}."
+            return exchange.refuse(ApiError(500, words, type="server_error", code="internal"))
+
+    async def _dispatch(self, exchange: Exchange) -> web.StreamResponse:
+        request = exchange.request
+        if len(request.headers.getall("Host", ())) > 1:
+            raise invalid("There is more than one Host header.", "host")
+        # The path as it was sent: nothing is decoded before the key was checked, and nothing else is matched.
+        path = request.rel_url.raw_path
+        route = self._routes.get(path)
+        if route is None or route.scopes or not route.shared:
+            if not self._ready():
+                raise errors.not_ready()
+            key = self._auth.identify(request.headers.get("Authorization"))
+            exchange.tenant = key.tenant
+            endpoint, tail = _split(path)
+            route = self._find(path, endpoint, tail)
+            require(key, *route.scopes)
+        else:
+            endpoint, tail = None, path
+        exchange.route = tail
+        if request.method != route.method:
+            raise ApiError(
+                405,
+                f"{path} takes {route.method}, not {request.method[:20]}.",
+                code="method_not_allowed",
+                headers={"Allow": route.method},
+            )
+        if self.leaving and route.scopes:
+            raise errors.shutting_down()
+        return await route.handler(exchange, endpoint)
+
+    def _find(self, path: str, endpoint: str | None, tail: str) -> Route:
+        route = self._routes.get(tail)
+        if route is None and tail.startswith("/v1/models/") and len(tail) > len("/v1/models/"):
+            route = self._routes["/v1/models/{id}"]
+        if route is None or not (route.shared if endpoint is None else route.per_endpoint):
+            raise ApiError(404, f"There is nothing at {path[:200]}.", code="unknown_url")
+        if endpoint is not None and not is_name(endpoint):
+            raise errors.endpoint_not_found(endpoint[:64])
+        return route
+
+
+def _split(path: str) -> tuple[str | None, str]:
+    """(endpoint, rest) of `/e/{endpoint}/rest`; (None, path) of every other path."""
+    if not path.startswith("/e/"):
+        return None, path
+    endpoint, slash, rest = path[3:].partition("/")
+    return endpoint, slash + rest
