@@ -208,7 +208,7 @@ class EmbeddedPostgres:
                 except OSError as error:
                     raise PostgresError(
                         f"PostgreSQL runs as the user '{self.user.name}', who may not pass {folder} "
-                        f"({error.strerror}). Choose another --home, run Ebb as another user than root, or set EBB_DATABASE_URL."
+                        f"({error.strerror}). Choose another --home, run Ebb as another user, or set EBB_DATABASE_URL."
                     ) from error
 
     def _pid_file(self) -> list[str]:

@@ -68,8 +68,11 @@ class Supervisor:
         try:
             await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
-                await on_ready(starting.result())
-                await stop.wait()
+                greeting = asyncio.ensure_future(on_ready(starting.result()))
+                await asyncio.wait({greeting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if greeting.done():
+                    greeting.result()
+                await stopped
         finally:
             for task in (starting, stopped):
                 task.cancel()

@@ -1,0 +1,146 @@
+"""`ebb deploy`, `ps`, `scale`, `wake`, `rm`: endpoints, the things with a URL."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from control_plane.cli.client import Api, Json, segment
+from control_plane.cli.errors import CliError
+from control_plane.cli.options import DEFAULT_HOME, HomeOption, Output, OutputOption
+from control_plane.cli.output import print_json, print_table, stderr
+from control_plane.cli.progress import wait_until
+
+NameArgument = Annotated[str, typer.Argument(help="The endpoint's name.")]
+WAIT_S = 300.0
+
+
+def deploy(
+    name: NameArgument,
+    model: Annotated[str, typer.Option("--model", "-m", help="A model of the catalog.")],
+    min_replicas: Annotated[int, typer.Option("--min", help="Replicas that always run.")] = 0,
+    max_replicas: Annotated[int, typer.Option("--max", help="Replicas at most.")] = 1,
+    idle_s: Annotated[int, typer.Option("--idle", help="Seconds without work after which it sleeps.")] = 30,
+    context: Annotated[int, typer.Option("--context", help="Tokens of context; 0: the model's own.")] = 0,
+    concurrency: Annotated[int, typer.Option("--concurrency", help="Requests a replica runs at once.")] = 32,
+    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = "auto",
+    wait: Annotated[bool, typer.Option("--wait", help="Stay until its URL answers (with --min: until it is live).")] = (
+        False
+    ),
+    home: HomeOption = DEFAULT_HOME,
+    output: OutputOption = Output.table,
+) -> None:
+    """Give a model a URL, or change how an endpoint runs.
+
+    With --min 0 it sleeps until a request arrives.
+    """
+    body: Json = {
+        **{"name": name, "model": model, "min": min_replicas, "max": max_replicas, "idle_s": idle_s},
+        **{"context": context, "concurrency": concurrency, "dtype": dtype},
+    }
+    with Api.open(home) as api:
+        endpoint = api.post("/endpoints", body)
+        if wait:
+            endpoint = wait_deployed(api, name)
+    if output is Output.json:
+        return print_json(endpoint)
+    stderr().print(f"Endpoint '{name}' (revision {endpoint['revision']}) serves '{model}' at:")
+    typer.echo(endpoint["url"])
+    stderr().print(f"Talk to it with 'ebb chat {name}'{_flag(home)}.")
+
+
+def wait_deployed(api: Api, name: str) -> Json:
+    """The endpoint once its URL answers and, if it has a minimum, a replica is ready. Raises CliError if it fails."""
+
+    def check() -> str | None:
+        found = api.get(f"/endpoints/{segment(name)}")
+        if found["state"] == "failed":
+            raise CliError(f"Endpoint '{name}' cannot start: {found['reason']} See 'ebb logs {name}'.")
+        if found["min"] > 0 and found["state"] != "live":
+            return found["phase"] or found["state"]
+        if api.infer_status(f"/e/{segment(name)}/v1/models") != 200:
+            return "the gateway does not know it yet"
+        return None
+
+    wait_until(check, WAIT_S, f"endpoint '{name}'")
+    return api.get(f"/endpoints/{segment(name)}")
+
+
+def ps(home: HomeOption = DEFAULT_HOME, output: OutputOption = Output.table) -> None:
+    """List the endpoints."""
+    with Api.open(home) as api:
+        items = api.items("/endpoints")
+    if output is Output.json:
+        return print_json(items)
+    rows = [
+        (
+            *(item["endpoint"], item["model"], item["state"], item["desired"], item["ready"]),
+            *(f"{item['min']}..{item['max']}", f"{item['idle_s']} s", item["url"], item["reason"] or item["phase"]),
+        )
+        for item in items
+    ]
+    columns = ("endpoint", "model", "state", "desired", "ready", "min..max", "idle", "url", "note")
+    print_table(columns, rows, "No endpoints yet. Make one: ebb deploy chat --model MODEL")
+
+
+def scale(
+    name: NameArgument,
+    min_replicas: Annotated[int | None, typer.Option("--min", help="Replicas that always run.")] = None,
+    max_replicas: Annotated[int | None, typer.Option("--max", help="Replicas at most.")] = None,
+    idle_s: Annotated[int | None, typer.Option("--idle", help="Seconds without work before it sleeps.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+    output: OutputOption = Output.table,
+) -> None:
+    """Change how many replicas an endpoint may have, and when it sleeps."""
+    wanted = {"min": min_replicas, "max": max_replicas, "idle_s": idle_s}
+    body: Json = {field: value for field, value in wanted.items() if value is not None}
+    if not body:
+        raise typer.BadParameter("Say what to change: --min N, --max N or --idle SECONDS.")
+    with Api.open(home) as api:
+        endpoint = api.patch(f"/endpoints/{segment(name)}", body)
+    if output is Output.json:
+        return print_json(endpoint)
+    stderr().print(
+        f"Endpoint '{name}': {endpoint['min']} to {endpoint['max']} replicas, asleep after {endpoint['idle_s']} s."
+    )
+
+
+def wake(
+    name: NameArgument,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until a replica is ready.")] = True,
+    home: HomeOption = DEFAULT_HOME,
+    output: OutputOption = Output.table,
+) -> None:
+    """Start a replica before the first request does."""
+    with Api.open(home) as api:
+        endpoint = api.post(f"/endpoints/{segment(name)}/wake")
+        if wait:
+            endpoint = _wait_live(api, name)
+    if output is Output.json:
+        return print_json(endpoint)
+    stderr().print(f"Endpoint '{name}' is {endpoint['state']}.")
+
+
+def _wait_live(api: Api, name: str) -> Json:
+    def check() -> str | None:
+        found = api.get(f"/endpoints/{segment(name)}")
+        if found["state"] == "failed":
+            raise CliError(f"Endpoint '{name}' cannot start: {found['reason']} See 'ebb logs {name}'.")
+        return None if found["ready"] else found["phase"] or found["state"]
+
+    wait_until(check, WAIT_S, f"waking '{name}'")
+    return api.get(f"/endpoints/{segment(name)}")
+
+
+def rm(
+    names: Annotated[list[str], typer.Argument(help="The endpoints' names.")], home: HomeOption = DEFAULT_HOME
+) -> None:
+    """Remove endpoints. Their URLs answer 404 at once; requests under way may end."""
+    with Api.open(home) as api:
+        for name in names:
+            api.delete(f"/endpoints/{segment(name)}")
+            stderr().print(f"Endpoint '{name}' is removed.")
+
+
+def _flag(home: Path) -> str:
+    return "" if home == DEFAULT_HOME else f" --home {home}"

@@ -1,0 +1,29 @@
+"""The options that many commands share. Knows no command."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from control_plane.embedded.home import Home
+
+DEFAULT_HOME = Path("~/.ebb")
+
+
+class Output(StrEnum):
+    """How a listing is printed."""
+
+    table = "table"
+    json = "json"
+
+
+HomeOption = Annotated[
+    Path, typer.Option("--home", metavar="DIR", envvar="EBB_HOME", help="The platform's home directory.")
+]
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to print it.")]
+
+
+def open_home(path: Path) -> Home:
+    """The home that an option names, as an absolute path."""
+    return Home(path.expanduser().absolute())
