@@ -1,0 +1,154 @@
+"""From an artifact's folder to an executor that is ready to serve. Knows nothing of HTTP or of the platform."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data_plane.engine.batch import Batch, Row
+from data_plane.engine.blocks import BlockTable
+from data_plane.engine.config import EngineConfig
+from data_plane.engine.sampling import SamplingParams
+from data_plane.execution.kv_cache import allocate_cache, free_memory_bytes, plan_cache
+from data_plane.execution.model_runner import ModelRunner
+from data_plane.models import registry
+from data_plane.models.config import ModelConfig, parse_config
+from data_plane.weights.artifact import open_artifact
+
+BLOCK_SIZE = 16
+"""Tokens a KV block."""
+WARM_UP_TOKENS = 32
+"""Enough for every operator of a prefill to have run once; the weights are paged in by the way."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What an engine needs, and what the model is."""
+
+    executor: ModelRunner
+    config: EngineConfig
+    model_config: ModelConfig
+
+
+def load(
+    artifact_dir: Path,
+    *,
+    device: str,
+    dtype: str,
+    max_model_len: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    kv_cache_bytes: int,
+    threads: int,
+    on_phase: Callable[[str], None],
+) -> Loaded:
+    """Loads, sizes the KV cache and warms up; calls `on_phase("loading")`, then `on_phase("warming")`.
+
+    `max_model_len` 0: the model's own; `kv_cache_bytes` 0: by the memory that is free; `threads` 0: all cores.
+    ValueError (ArtifactError, ModelConfigError) says what is wrong with the artifact or with the numbers.
+    """
+    on_phase("loading")
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    artifact = open_artifact(artifact_dir)
+    loaded = build(
+        parse_config(artifact.config),
+        artifact.tensors,
+        device=device,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        kv_cache_bytes=kv_cache_bytes,
+    )
+    on_phase("warming")
+    warm_up(loaded.executor, loaded.config)
+    return loaded
+
+
+def build(
+    model_config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    *,
+    device: str = "cpu",
+    dtype: str = "auto",
+    max_model_len: int = 0,
+    max_num_seqs: int = 32,
+    max_num_batched_tokens: int = 512,
+    kv_cache_bytes: int = 0,
+    block_size: int = BLOCK_SIZE,
+) -> Loaded:
+    """The executor over tensors in memory, which are used as they are where device and dtype already fit."""
+    place = _device(device)
+    kind = resolve_dtype(dtype, place)
+    placed = {name: tensor.to(device=place, dtype=kind) for name, tensor in tensors.items()}
+    bytes_per_token = model_config.kv_elements_per_token * kind.itemsize
+    plan = plan_cache(
+        bytes_per_token=bytes_per_token,
+        block_size=block_size,
+        max_model_len=min(max_model_len or model_config.max_position_embeddings, model_config.max_position_embeddings),
+        max_num_seqs=max_num_seqs,
+        kv_cache_bytes=kv_cache_bytes,
+        free_bytes=free_memory_bytes(place),
+    )
+    model = registry.build(model_config, placed, plan.max_model_len)
+    caches = allocate_cache(
+        plan,
+        num_layers=model_config.num_layers,
+        kv_heads=model_config.num_kv_heads,
+        head_dim=model_config.head_dim,
+        dtype=kind,
+        device=place,
+    )
+    config = EngineConfig(
+        max_model_len=plan.max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max(max_num_batched_tokens, max_num_seqs),
+        block_size=block_size,
+        num_blocks=plan.num_blocks,
+        eos_token_ids=frozenset(model_config.eos_token_ids),
+        vocab_size=model_config.vocab_size,
+    )
+    return Loaded(ModelRunner(model, caches, block_size=block_size, device=place), config, model_config)
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the device multiplies it natively (CUDA, AVX-512 BF16, AMX), else float32."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" or _cpu_multiplies_bfloat16() else torch.float32
+    if name not in DTYPES:
+        raise ValueError(f"dtype '{name}' is unknown; choose auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def warm_up(executor: ModelRunner, config: EngineConfig) -> None:
+    """One prefill and one decode, so that the first request does not pay for first calls and page faults.
+
+    It writes to the first blocks of the cache, which no request holds yet.
+    """
+    length = min(WARM_UP_TOKENS, config.max_model_len - 1, config.num_blocks * config.block_size - 1)
+    table = BlockTable(list(range(-(-(length + 1) // config.block_size))))
+    for start, count in ((0, length), (length, 1)):
+        for temperature in (0.0, 1.0):
+            params = SamplingParams(max_tokens=1, temperature=temperature, top_p=0.9)
+            row = Row("warm-up", [0] * count, start, table, params, seed=0, wants_token=True)
+            executor.run(Batch((row,)))
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    # the private names are torch's only way to ask; both exist since 2.6
+    avx512 = torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
+    return avx512 or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
+
+
+def _device(name: str) -> torch.device:
+    device = torch.device(name)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"Device '{name}' is not supported; choose cpu or cuda:N.")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"Device '{name}' is asked for and torch finds no CUDA device; choose cpu.")
+    return device

@@ -1,0 +1,132 @@
+"""The Llama decoder (Touvron et al., 2023) and its near kin: Mistral, Qwen2 (bias on q, k, v), Qwen3 (q and k normed).
+
+Knows nothing of requests, of ranks, or of where its weights came from.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data_plane.layers.attention import Attention, Step
+from data_plane.layers.embedding import Embedding
+from data_plane.layers.linear import Linear
+from data_plane.layers.norm import RMSNorm
+from data_plane.layers.rotary import RotaryTable, linear_frequencies, llama3_frequencies
+from data_plane.models.config import ModelConfig
+from kernels import ops
+
+
+@dataclass(frozen=True, slots=True)
+class MLP:
+    """SwiGLU: down(silu(gate(x)) · up(x)), gate and up in one product."""
+
+    gate_up: Linear
+    down: Linear
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down(ops.silu_mul(self.gate_up(x)))
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    attn_norm: RMSNorm
+    attention: Attention
+    mlp_norm: RMSNorm
+    mlp: MLP
+
+    def __call__(self, x: Tensor, cache: Tensor, step: Step) -> Tensor:
+        x = x + self.attention(self.attn_norm(x), cache, step)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Llama:
+    """Token ids to hidden states, and hidden states to logits."""
+
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor], max_model_len: int) -> None:
+        self.config = config
+        self.embed = Embedding(tensors["embed.weight"])
+        self.layers = [_layer(config, tensors, f"layers.{at}") for at in range(config.num_layers)]
+        self.norm = RMSNorm(tensors["norm.weight"], config.rms_norm_eps)
+        self.lm_head = Linear(tensors["embed.weight" if config.tie_word_embeddings else "lm_head.weight"])
+        self.rotary = RotaryTable(_frequencies(config), max_model_len, self.embed.weight.device)
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        segments: Sequence[ops.Segment],
+        caches: Sequence[Tensor],
+    ) -> Tensor:
+        """`token_ids`, `positions`, `slots` int64 [T]; a cache per layer. Gives the last hidden states [T, hidden]."""
+        cos, sin = self.rotary(positions)
+        step = Step(cos, sin, slots, segments)
+        x = self.embed(token_ids)
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x = layer(x, cache, step)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] to [rows, vocabulary], in the model's dtype."""
+        return self.lm_head(self.norm(hidden))
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor that the model is made of, by its name in an artifact."""
+    hidden, head, heads, kv_heads = config.hidden_size, config.head_dim, config.num_heads, config.num_kv_heads
+    qkv = (heads + 2 * kv_heads) * head
+    shapes: dict[str, tuple[int, ...]] = {"embed.weight": (config.vocab_size, hidden), "norm.weight": (hidden,)}
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, hidden)
+    for at in range(config.num_layers):
+        layer = {
+            "attn_norm.weight": (hidden,),
+            "attention.qkv.weight": (qkv, hidden),
+            "attention.o.weight": (hidden, heads * head),
+            "mlp_norm.weight": (hidden,),
+            "mlp.gate_up.weight": (2 * config.intermediate_size, hidden),
+            "mlp.down.weight": (hidden, config.intermediate_size),
+        }
+        if config.attention_bias:
+            layer["attention.qkv.bias"] = (qkv,)
+        if config.qk_norm:
+            layer["attention.q_norm.weight"] = layer["attention.k_norm.weight"] = (head,)
+        shapes.update({f"layers.{at}.{name}": shape for name, shape in layer.items()})
+    return shapes
+
+
+def _layer(config: ModelConfig, tensors: Mapping[str, Tensor], prefix: str) -> Layer:
+    def norm(name: str) -> RMSNorm:
+        return RMSNorm(tensors[f"{prefix}.{name}.weight"], config.rms_norm_eps)
+
+    def linear(name: str) -> Linear:
+        return Linear(tensors[f"{prefix}.{name}.weight"], tensors.get(f"{prefix}.{name}.bias"))
+
+    attention = Attention(
+        linear("attention.qkv"),
+        linear("attention.o"),
+        heads=config.num_heads,
+        kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        qk_norm=(norm("attention.q_norm"), norm("attention.k_norm")) if config.qk_norm else None,
+    )
+    mlp = MLP(linear("mlp.gate_up"), linear("mlp.down"))
+    return Layer(norm("attn_norm"), attention, norm("mlp_norm"), mlp)
+
+
+def _frequencies(config: ModelConfig) -> torch.Tensor:
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.kind == "llama3":
+        return llama3_frequencies(
+            config.head_dim,
+            config.rope_theta,
+            factor=scaling.factor,
+            low_freq_factor=scaling.low_freq_factor,
+            high_freq_factor=scaling.high_freq_factor,
+            original_length=scaling.original_max_position_embeddings,
+        )
+    return linear_frequencies(config.head_dim, config.rope_theta, scaling.factor if scaling else 1.0)
