@@ -1,0 +1,151 @@
+"""The one thread that uses the engine. Asyncio hands it requests and aborts, and gets each step's outputs in one call.
+
+Knows nothing of text or HTTP. Without work the thread sleeps until something is handed in.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from data_plane.engine.engine import Engine, EngineStats
+from data_plane.engine.outputs import Output
+from data_plane.engine.sampling import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The engine can never serve this request; `message` says why, with the numbers."""
+
+    request_id: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Add:
+    request_id: str
+    prompt: Sequence[int]
+    params: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class _Abort:
+    request_id: str
+
+
+Sink = Callable[[Output | Refusal], None]
+
+
+class EngineLoop:
+    """All methods but the thread's own are for the event loop's thread. `on_dead`: the engine itself is broken."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        on_step: Callable[[EngineStats], None] | None = None,
+        on_dead: Callable[[], None] | None = None,
+    ) -> None:
+        self._engine = engine
+        self._on_step = on_step
+        self._on_dead = on_dead
+        self._wake = threading.Condition()
+        self._inbox: list[_Add | _Abort] = []
+        self._closed = False
+        self._sinks: dict[str, Sink] = {}
+        self._stats = engine.stats()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread; call it inside the running event loop that shall get the outputs."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def submit(self, request_id: str, prompt: Sequence[int], params: SamplingParams, sink: Sink) -> None:
+        """Queues a request. `sink` gets its outputs, on the event loop, until one has a finish reason, or a Refusal."""
+        self._sinks[request_id] = sink
+        self._send(_Add(request_id, prompt, params))
+
+    def abort(self, request_id: str) -> None:
+        """Drops a request; its sink hears nothing more. One that has ended is left alone."""
+        if self._sinks.pop(request_id, None) is not None:
+            self._send(_Abort(request_id))
+
+    @property
+    def stats(self) -> EngineStats:
+        """The engine's numbers after its last step."""
+        return self._stats
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were submitted and have not ended."""
+        return len(self._sinks)
+
+    def close(self) -> None:
+        """Ends the thread after the step it is in. What is still in flight hears nothing more."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout=30)
+
+    def _send(self, message: _Add | _Abort) -> None:
+        with self._wake:
+            self._inbox.append(message)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        try:
+            while (messages := self._wait()) is not None:
+                outputs = [refusal for message in messages if (refusal := self._apply(message)) is not None]
+                outputs += self._engine.step()
+                self._stats = self._engine.stats()
+                self._post(self._deliver, outputs, self._stats)
+        except Exception:  # whatever it is, the engine's books are in doubt: this runner ends and another is started
+            logger.exception("the engine's thread ended")
+            self._post(self._die)
+
+    def _wait(self) -> list[_Add | _Abort] | None:
+        with self._wake:
+            while not (self._closed or self._inbox or self._engine.has_work):
+                self._wake.wait()
+            messages, self._inbox = self._inbox, []
+            return None if self._closed else messages
+
+    def _apply(self, message: _Add | _Abort) -> Output | Refusal | None:
+        if isinstance(message, _Abort):
+            self._engine.abort(message.request_id)
+            return None
+        try:
+            self._engine.add(message.request_id, message.prompt, message.params)
+        except ValueError as error:
+            return Refusal(message.request_id, str(error))
+        return None
+
+    def _post(self, call: Callable[..., None], *arguments: object) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(call, *arguments)
+        except RuntimeError:
+            # the event loop has closed: the process is ending and nobody is left to tell
+            self._closed = True
+
+    def _deliver(self, outputs: Sequence[Output | Refusal], stats: EngineStats) -> None:
+        if self._on_step is not None:
+            self._on_step(stats)
+        for output in outputs:
+            ended = isinstance(output, Refusal) or output.finish_reason is not None
+            sink = self._sinks.pop(output.request_id, None) if ended else self._sinks.get(output.request_id)
+            if sink is not None:
+                sink(output)
+
+    def _die(self) -> None:
+        for request_id, sink in list(self._sinks.items()):
+            sink(Output(request_id, None, "error", error="The engine failed; this replica is being replaced."))
+        self._sinks.clear()
+        if self._on_dead is not None:
+            self._on_dead()
