@@ -19,9 +19,10 @@ from data_plane.node import processes
 from data_plane.node.diff import Condition, Running
 from data_plane.node.launch import RunnerSettings
 from data_plane.node.logfile import read_tail
-from data_plane.node.outcome import judge
+from data_plane.node.outcome import LOG_LINES, judge
 from data_plane.node.records import Asked, NodePaths, Record, save
 from data_plane.wire.fleet import ObservedReplica, ReplicaPhase, RunnerStatus, StartFailure
+from data_plane.wire.names import is_name
 
 log = structlog.get_logger()
 BEFORE_READY = ("placing", "starting", "loading", "warming")
@@ -219,7 +220,7 @@ class RunnerProcess:
             was_ready=self.record.was_ready,
             status=self._status,
             code=code,
-            log_tail=read_tail(self._paths.log(self.record.replica_id), 20)[0].decode(errors="replace"),
+            log_tail=read_tail(self._paths.log(self.record.replica_id), LOG_LINES)[0].decode(errors="replace"),
         )
 
     def judge_absent(self) -> None:
@@ -235,6 +236,8 @@ class RunnerProcess:
 
     def _keep(self, record: Record) -> None:
         self.record = record
+        if not is_name(record.replica_id):
+            return  # it was refused for its id, and has no file
         try:
             save(self._paths, record)
         except OSError as error:

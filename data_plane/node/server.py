@@ -59,9 +59,7 @@ class Server:
     @web.middleware
     async def _envelope(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Request id, key, and the one error shape, also for routes that do not exist."""
-        given = request.headers.get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        request["headers"] = {"x-request-id": request_id}
+        request_id = _request_id(request)
         try:
             self._authorise(request)
             response = await handler(request)
@@ -76,7 +74,7 @@ class Server:
             log.exception("server.fault", request_id=request_id, path=request.path)
             response = _render(ApiError(500, "The node agent failed; its log has the reason.", type="server_error"))
         if not response.prepared:
-            response.headers.update(request["headers"])
+            response.headers["x-request-id"] = request_id
         return response
 
     def _authorise(self, request: web.Request) -> None:
@@ -129,7 +127,7 @@ class Server:
         if not path.is_file():
             raise not_found("log of a replica", replica_id)
         content, offset = read_tail(path, lines)
-        headers = request["headers"] | {
+        headers = request[EXTRA] | {
             "content-type": "text/plain; charset=utf-8",
             "x-content-type-options": "nosniff",
         }
@@ -161,6 +159,11 @@ class Server:
         if not is_name(replica_id):
             raise invalid(f"{replica_id[:80]!r} is not a replica id.", param="id")
         return replica_id
+
+
+def _request_id(request: web.Request) -> str:
+    given = request.headers.get("x-request-id", "")
+    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def _render(error: ApiError) -> web.Response:

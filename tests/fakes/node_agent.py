@@ -1,0 +1,71 @@
+"""Starts node agents for tests, in this process or as one of their own, with the stand-in for runners."""
+
+import asyncio
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from data_plane.node.agent import Tempo
+from data_plane.node.launch import RunnerSettings
+from data_plane.node.main import Settings, serve
+from data_plane.node.records import NodePaths
+from data_plane.wire.fleet import DesiredReplica, Intent, ReplicaSpec
+from tests.fakes.node_control import NODE_KEY, FakeControl
+
+FAKE_RUNNER = (sys.executable, str(Path(__file__).with_name("runner_process.py")))
+
+
+def make_artifact(home: Path, digit: str = "a", **hooks: Any) -> str:
+    """An artifact's folder whose `fake.json` tells the fake runner what to do; its digest."""
+    folder = home / "artifacts" / f"sha256-{digit * 64}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").write_text("{}")
+    (folder / "fake.json").write_text(json.dumps(hooks))
+    return f"sha256:{digit * 64}"
+
+
+def desired(replica_id: str, digest: str, intent: Intent = "run", generation: int = 1) -> DesiredReplica:
+    spec = ReplicaSpec(model="tiny", artifact=digest, max_num_seqs=4)
+    return DesiredReplica(replica_id, "chat", generation, intent, spec)
+
+
+@asynccontextmanager
+async def agent_here(home: Path, control: FakeControl, **runner: Any) -> AsyncGenerator[asyncio.Task[None]]:
+    """An agent in this process. Its runners are left running at the end unless the test stops them."""
+    paths = NodePaths(home)
+    paths.make()
+    settings = Settings(
+        control=control.url,
+        key=NODE_KEY,
+        home=home,
+        name="node-a",
+        runner=RunnerSettings(command=FAKE_RUNNER, **runner),
+        tempo=Tempo(heartbeat_s=0.3, wait_s=5),
+    )
+    stop = asyncio.Event()
+    task = asyncio.create_task(serve(settings, stop))
+    try:
+        yield task
+    finally:
+        stop.set()
+        await task
+
+
+def agent_process(home: Path, control: FakeControl, *more: str) -> subprocess.Popen[bytes]:
+    """An agent as a process of its own; what it says goes to a file beside its home."""
+    with (home.parent / "agent.log").open("ab") as log:
+        return subprocess.Popen(
+            [
+                sys.executable, "-m", "data_plane.node", "--control", control.url, "--home", str(home),
+                "--name", "node-a", "--runner-command", shlex.join(FAKE_RUNNER), *more,
+            ],
+            env={**os.environ, "EBB_NODE_KEY": NODE_KEY},
+            stdout=log,
+            stderr=log,
+        )  # fmt: skip

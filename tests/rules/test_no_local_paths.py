@@ -1,0 +1,47 @@
+"""No path or host of the machine that something was built on stands in a tracked file.
+
+Why: such a path works for the one who wrote it, and for nobody else; an internal host in a lock file or a log stops
+everybody's install and tells strangers of the inside.
+"""
+
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# put together from parts, so that this file does not find itself
+LOCAL = re.compile(
+    r"(?<![\w.~}\)-])/(?:" + "|".join(("work", "root", "home/[a-z]+", "Users/[A-Za-z]+", "tmp/ebb")) + r")/",
+)
+HOSTS = re.compile(
+    r"(?:https?://|--index-url[ =]|extra-index-url[ =])[^\s\"']*"
+    r"(?:artifact" + r"ory|nexus|devpi|\.internal\b|\.corp\b|10\.\d+\.\d+\.\d+|192\.168\.\d+\.\d+)",
+)
+MOST_BYTES = 2_000_000
+
+
+def tracked() -> list[Path]:
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [path for name in done.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def faults(text: str) -> list[str]:
+    return [match.group(0) for pattern in (LOCAL, HOSTS) for match in pattern.finditer(text)]
+
+
+def test_no_local_path_and_no_internal_host() -> None:
+    found: list[str] = []
+    for path in tracked():
+        content = path.read_bytes()
+        if len(content) > MOST_BYTES or b"\0" in content or path == Path(__file__):
+            continue
+        text = content.decode(errors="replace")
+        found += [f"{path.relative_to(ROOT)}: {fault}" for fault in faults(text)]
+    assert not found, "\n".join(found)
+
+
+def test_the_rule_sees_what_it_forbids() -> None:
+    work, root = "/" + "work/main/x", "/" + "root/.cache"
+    assert faults(f"open('{work}')") and faults(f"HOME={root}")
+    assert faults("--index-url " + "https://nex" + "us.example/simple")
+    assert faults("a/work/b and https://example.com/root/x and ~/.ebb and {root}/work/") == []
