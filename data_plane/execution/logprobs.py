@@ -9,7 +9,7 @@ from data_plane.engine.outputs import TokenLogprobs
 
 
 def token_logprobs(logits: Tensor, token_ids: Sequence[int], counts: Sequence[int]) -> list[TokenLogprobs]:
-    """For each row of `logits` [rows, vocabulary]: its token's log-probability, and those of its `counts[row]` likeliest.
+    """The log-probability of each row's token, and those of its `counts[row]` likeliest ones; `logits` [rows, vocabulary].
 
     Computed in float32. Among equals the order of the likeliest is the device's.
     """
