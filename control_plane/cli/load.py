@@ -19,9 +19,11 @@ from control_plane.cli.errors import CliError
 
 OnProgress = Callable[[str, int, int], None]
 
-_WORDS = tuple(
-    ["river", "stone", "window", "garden", "letter", "market", "winter", "engine", "bridge", "orange", "paper", "silver", "candle", "forest", "island", "mirror", "basket", "copper", "signal", "harbor", "meadow", "pencil", "rocket", "saddle", "temple", "valley", "wagon", "yellow", "anchor", "butter", "carpet", "dragon"]
+_VOCABULARY = (
+    "river stone window garden letter market winter engine bridge orange paper silver candle forest island mirror "
+    "basket copper signal harbor meadow pencil rocket saddle temple valley wagon yellow anchor butter carpet dragon"
 )
+_WORDS = _VOCABULARY.split()
 _CALIBRATION_WORDS = (32, 96)
 _SEED = 20_260_101
 

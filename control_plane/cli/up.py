@@ -130,7 +130,7 @@ def _start_detached(platform: Platform) -> Credentials:
     command = [sys.executable, "-m", "control_plane.embedded", "--home", str(platform.home.root)]
     command += ["--host", platform.host, "--port", str(platform.port)]
     command += ["--gateway-port", str(platform.gateway_port), "--name", platform.node_name]
-    with platform.home.log("supervisor").open("ab") as log:
+    with platform.home.log("supervisor").open("wb") as log:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -40,7 +40,12 @@ def stop_leftovers(home: Home, *, runners: bool, tell: Callable[[str], None]) ->
 def stop_runners(home: Home) -> None:
     """Stop the runners of a home whose agent is gone."""
     subprocess.run(
-        runners_cleanup_command(home), check=False, timeout=RUNNERS_GRACE_S, stdin=subprocess.DEVNULL, cwd=home.root
+        runners_cleanup_command(home),
+        check=False,
+        timeout=RUNNERS_GRACE_S,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        cwd=home.root,
     )
 
 

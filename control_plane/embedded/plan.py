@@ -12,7 +12,9 @@ from control_plane.embedded.postgres import EmbeddedPostgres
 
 KNOWN_FAULT = 3
 """Exit code of the prepare program whose last line on stderr is a sentence for people."""
-WORKER_READY = b"ready"
+GATEWAY_DRAIN_S = 12.0
+
+WORKER_READY = b'"worker_ready"'
 """What the worker's log holds once it takes jobs."""
 
 
@@ -68,7 +70,8 @@ def gateway_child(platform: Platform, node_key: str) -> ChildSpec:
     arguments = ("--control", platform.control, "--host", platform.host, "--port", str(platform.gateway_port))
     env = _environment(platform, None) | {"EBB_NODE_KEY": node_key}
     # It drains: streams that are under way may end.
-    return _python(platform, "gateway", ("data_plane.gateway", *arguments), env, 15.0)
+    drain = ("--drain", str(GATEWAY_DRAIN_S))
+    return _python(platform, "gateway", ("data_plane.gateway", *arguments, *drain), env, GATEWAY_DRAIN_S + 3.0)
 
 
 def node_child(platform: Platform, node_key: str) -> ChildSpec:

@@ -236,7 +236,8 @@ class Supervisor:
 def _rotate_logs(home: Home) -> None:
     """Each start writes fresh logs; the ones before are kept once."""
     for log in home.logs.glob("*.log"):
-        if not log.name.startswith("replica-"):
+        # A replica's log is its agent's; the supervisor's is this process's own, and open.
+        if not log.name.startswith(("replica-", "supervisor")):
             log.replace(log.with_name(log.name + ".1"))
 
 

@@ -1,0 +1,73 @@
+# What people type first. Every target makes what it needs; a second run of `make install` is instant.
+
+PYTHON ?= python3
+# Empty it (`make install CONSTRAINTS=`) to keep a torch that suits your GPU.
+CONSTRAINTS ?= constraints.txt
+EBB_HOME ?= $(HOME)/.ebb
+PORT ?= 7070
+GATEWAY_PORT ?= 7071
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+CONSTRAIN := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+INSTALLED := $(VENV)/.installed
+DEV := $(VENV)/.dev
+
+.PHONY: help install dev up down test check format clean
+
+help:
+	@echo "make up       install, start the platform, add a small model and print how to call it"
+	@echo "make down     stop the platform"
+	@echo "make install  make .venv and install Ebb into it"
+	@echo "make test     install what tests need and run them (PYTEST_ARGS=… picks some)"
+	@echo "make check    ruff, pyright, import directions, the rules of the house"
+	@echo "make format   let ruff format the code"
+	@echo "make clean    remove .venv and caches (the platform's state in $(EBB_HOME) stays)"
+
+install: $(INSTALLED)
+
+# 3.11 is needed; Debian keeps venv in a package of its own.
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON). Install Python 3.11 or newer, or name one: make install PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1); Ebb needs Python 3.11 or newer. Name one: make install PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments. Install its venv module (Debian, Ubuntu: apt-get install python3-venv) and run this again."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# `pip install --group`, which `make test` needs, came with 25.1.
+$(INSTALLED): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(PIP) install --quiet --upgrade "pip>=25.1"
+	$(PIP) install --progress-bar on $(CONSTRAIN) --editable .
+	@touch $@
+
+dev: $(DEV)
+
+$(DEV): $(INSTALLED)
+	$(PIP) install --progress-bar on $(CONSTRAIN) --group dev
+	@touch $@
+
+up: $(INSTALLED)
+	@$(BIN)/ebb up --detach --demo --home "$(EBB_HOME)" --port $(PORT) --gateway-port $(GATEWAY_PORT)
+	@echo "Stop it with:  make down      (the command line is $(BIN)/ebb)"
+
+down: $(INSTALLED)
+	@$(BIN)/ebb down --home "$(EBB_HOME)"
+
+test: $(DEV)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/rules
+
+format: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
