@@ -9,7 +9,7 @@ from data_plane.engine.outputs import TokenLogprobs
 
 
 def token_logprobs(logits: Tensor, token_ids: Sequence[int], counts: Sequence[int]) -> list[TokenLogprobs]:
-    """Log-probabilities for each row of `logits` [rows, vocabulary]: its token's, and its `counts[row]` likeliest ones'.
+    """For each row of `logits` [rows, vocabulary]: its token's log-probability, and the `counts[row]` likeliest ones'.
 
     Computed in float32. Among equals the order of the likeliest is the device's.
     """
