@@ -1,4 +1,4 @@
-"""A control plane that only knows gateways: serves the internal gateway API over a real socket, from a state tests set."""
+"""A control plane that only knows gateways: their internal API over a real socket, from a state that tests set."""
 
 import asyncio
 import hashlib

@@ -1,4 +1,4 @@
-"""A runner without a model: the OpenAI surface over a real socket, deterministic text, and hooks for every way to fail."""
+"""A runner without a model: the OpenAI surface over a real socket, fixed text, and hooks for every way to fail."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ class Behaviour:
 
 @dataclass
 class Seen:
-    """One request as it arrived."""
+    """One request as it arrived; header names in lower case."""
 
     path: str
     headers: dict[str, str]
@@ -95,7 +95,7 @@ class FakeRunner:
         if refusal is not None:
             return refusal
         body = msgspec.json.decode(await request.read(), type=dict[str, Any])
-        self.seen.append(Seen(request.path, dict(request.headers), body))
+        self.seen.append(Seen(request.path, {name.lower(): value for name, value in request.headers.items()}, body))
         self._note_running(1)
         try:
             return await self._answer(request, body)
