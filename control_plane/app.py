@@ -4,10 +4,11 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from litestar import Litestar, Request, Response, get
+from litestar import Litestar, Request, Response, Router, get
 from litestar.datastructures import State
-from litestar.di import Provide
+from litestar.di import NamedDependency, Provide
 from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ControllerRouterHandler
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -44,7 +45,7 @@ async def healthz() -> dict[str, str]:
 
 
 @get("/readyz", opt=OPEN, include_in_schema=False)
-async def readyz(database: Database) -> dict[str, str]:
+async def readyz(database: NamedDependency[Database]) -> dict[str, str]:
     """The database answers; 503 otherwise."""
     try:
         await database.ping()
@@ -54,21 +55,15 @@ async def readyz(database: Database) -> dict[str, str]:
 
 
 @get("/", opt=READ, include_in_schema=False)
-async def index(settings: Settings) -> dict[str, str]:
+async def index(settings: NamedDependency[Settings]) -> dict[str, str]:
     """What this is."""
     return {"name": "ebb", "version": VERSION, "gateway": settings.gateway_url, "schema": "/schema"}
 
 
 @get("/metrics", opt=READ, include_in_schema=False)
-async def metrics(metrics_of_app: telemetry.Metrics) -> Response[bytes]:
+async def metrics(metrics_of_app: NamedDependency[telemetry.Metrics]) -> Response[bytes]:
     """Prometheus text."""
     return Response(metrics_of_app.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-@get("/schema", opt=READ, include_in_schema=False)
-async def schema(request: Request[Any, Any, State]) -> dict[str, Any]:
-    """OpenAPI of all that people may call."""
-    return request.app.openapi_schema.to_schema()
 
 
 def create_app(settings: Settings, *, extra_loops: Sequence[Loop] = (), leads: bool = True) -> Litestar:
@@ -99,7 +94,7 @@ def create_app(settings: Settings, *, extra_loops: Sequence[Loop] = (), leads: b
             yield session
 
     app = Litestar(
-        route_handlers=[healthz, readyz, index, metrics, schema, *CONTROLLERS],
+        route_handlers=[healthz, readyz, index, metrics, *CONTROLLERS],
         guards=[require_scope],
         dependencies={
             "session": Provide(provide_session),
@@ -136,5 +131,6 @@ def _openapi() -> OpenAPIConfig:
         components=Components(security_schemes={"key": bearer}),
         security=[{"key": []}],
         use_handler_docstrings=True,
-        path="/schema-ui",
+        openapi_router=Router("/schema", route_handlers=[], opt=READ, include_in_schema=False),
+        render_plugins=[JsonRenderPlugin(path=["/", "/openapi.json"], media_type="application/json")],  # type: ignore
     )

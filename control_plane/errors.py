@@ -14,12 +14,16 @@ Each carries one full sentence with the values at fault, and what to do next. `a
 one of these, so one handler can render them all.
 """
 
+import re
+
 import psycopg
 import structlog
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from data_plane.wire.errors import ApiError
+
+_FIELD = re.compile(r"(?:required|unknown) field `([^`]{1,100})`")
 
 log = structlog.get_logger("control_plane.errors")
 
@@ -98,6 +102,8 @@ def answer_for(error: BaseException) -> ApiError:
         # NUL characters, lone surrogates and numbers beyond a column's range: PostgreSQL is the last to look
         log.warning("value_refused_by_database", error=type(cause).__name__)
         return Invalid("A value contains a character or a number that cannot be stored. Remove NUL characters.")
+    if isinstance(cause, UnicodeDecodeError):
+        return Invalid("The body is not valid UTF-8. Send JSON encoded as UTF-8.")
     if isinstance(cause, UnicodeEncodeError):
         return Invalid("A text contains a lone surrogate, which is not a character. Send valid Unicode.")
     if isinstance(error, OperationalError | InterfaceError | PoolTimeout | psycopg.OperationalError | ConnectionError):
@@ -118,9 +124,7 @@ def _from_framework(error: BaseException, status: int) -> ApiError:
     extra = getattr(error, "extra", None)
     param = None
     if isinstance(extra, list) and extra and isinstance(extra[0], dict):
-        first: dict[str, object] = extra[0]
-        param = str(first["key"]) if "key" in first else None
-        detail = f"{first.get('message', detail)}" + (f" (in '{param}')." if param else "")
+        detail, param = _field_at_fault(extra[0])
     if status == 404:
         return ApiError(404, "There is nothing at this address. GET /schema lists what there is.", code="not_found")
     if status == 405:
@@ -128,6 +132,18 @@ def _from_framework(error: BaseException, status: int) -> ApiError:
     if status == 413:
         return ApiError(413, "The body is larger than this address accepts.", code="body_too_large")
     return ApiError(status, _one_line(detail), param=param)
+
+
+def _field_at_fault(first: dict[str, object]) -> tuple[str, str | None]:
+    """A sentence and the field's path from one entry of Litestar's list, which calls the whole body `data`."""
+    key, message = str(first.get("key", "")), str(first.get("message", ""))
+    if message == "'data'":
+        return "The body is empty; send a JSON object.", None
+    named = _FIELD.search(message)
+    path = "" if key == "data" else key
+    param = f"{path}.{named[1]}" if named and path else named[1] if named else path
+    where = f" (in '{param}')" if param else " (in the body)"
+    return f"{message}{where}. GET /schema describes what this address takes.", param or None
 
 
 def _one_line(text: str) -> str:

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from litestar import Controller, Request, Response, get
-from litestar.params import Parameter
+from litestar.di import NamedDependency
+from litestar.params import FromQuery, QueryParameter
 from litestar.response import Stream
 
 from control_plane.db.bells import Bells
@@ -29,12 +30,12 @@ class EventsController(Controller):
     async def list(
         self,
         request: Request[Any, Any, Any],
-        database: Database,
-        bells: Bells,
-        limit: Annotated[int, Parameter(ge=1, le=1000)] = 100,
-        after: Annotated[int | None, Parameter(ge=0, le=MAX_ID)] = None,
-        subject: Annotated[str | None, Parameter(max_length=200)] = None,
-        follow: bool = False,
+        database: NamedDependency[Database],
+        bells: NamedDependency[Bells],
+        limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 100,
+        after: Annotated[int | None, QueryParameter(ge=0, le=MAX_ID)] = None,
+        subject: Annotated[str | None, QueryParameter(max_length=200)] = None,
+        follow: FromQuery[bool] = False,
     ) -> Response[Events] | Stream:
         """The last `limit` events, or the first `limit` after id `after`. With follow=true or `Accept:
         text/event-stream` these come as server-sent events, and new ones follow as they happen."""
@@ -59,7 +60,12 @@ def _resume_at(header: str | None, after: int | None) -> int | None:
 
 
 async def _follow(
-    database: Database, bells: Bells, tenant_id: UUID, limit: int, after: int | None, subject: str | None
+    database: NamedDependency[Database],
+    bells: NamedDependency[Bells],
+    tenant_id: UUID,
+    limit: int,
+    after: int | None,
+    subject: str | None,
 ) -> AsyncGenerator[bytes]:
     yield b": events\n\n"
     with bells.listen("events") as listener:

