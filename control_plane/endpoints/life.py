@@ -1,5 +1,5 @@
-"""What may happen to an endpoint and its replicas, once its row is held. Each step leaves rows, an event and bells in the
-caller's transaction. Knows nothing of why: callers decide, and say the reason."""
+"""What may happen to an endpoint and its replicas, once its row is held. Each step leaves rows, an event and bells in
+the caller's transaction. Knows nothing of why: callers decide, and say the reason."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -48,10 +48,18 @@ async def hold(session: AsyncSession, endpoint_id: UUID) -> Held | None:
     """Locks the endpoint until the transaction ends. None where there is no such row (a deleted endpoint has one)."""
     query = select(EndpointTable).where(EndpointTable.id == endpoint_id)
     locked = query.with_for_update(key_share=True).execution_options(populate_existing=True)
-    endpoint = (await session.execute(locked)).scalar_one_or_none()
+    return await _with_replicas(session, (await session.execute(locked)).scalar_one_or_none())
+
+
+async def peek(session: AsyncSession, endpoint_id: UUID) -> Held | None:
+    """The same without the lock: for looking only."""
+    return await _with_replicas(session, await session.get(EndpointTable, endpoint_id))
+
+
+async def _with_replicas(session: AsyncSession, endpoint: EndpointTable | None) -> Held | None:
     if endpoint is None:
         return None
-    alive = select(ReplicaTable).where(ReplicaTable.endpoint_id == endpoint_id, ReplicaTable.status.not_in(ENDED))
+    alive = select(ReplicaTable).where(ReplicaTable.endpoint_id == endpoint.id, ReplicaTable.status.not_in(ENDED))
     rows = await session.execute(alive.order_by(ReplicaTable.created_at).execution_options(populate_existing=True))
     return Held(endpoint, list(rows.scalars()), await db_now(session))
 
@@ -128,7 +136,7 @@ async def fail_start(session: AsyncSession, held: Held, failure: StartFailure, l
 async def move(session: AsyncSession, held: Held, replica: ReplicaTable, to: ReplicaPhase, reason: str) -> None:
     """A replica that is still there reached another phase."""
     before = replica.status
-    transition(replica, to)
+    replica.status = transition(str(replica.id), replica.status, to)
     replica.reason = reason
     if to == "ready":
         _became_ready(held, replica)
@@ -168,7 +176,7 @@ async def end(session: AsyncSession, held: Held, replica: ReplicaTable, failure:
     """The replica is no more. Without `failure` that was wanted."""
     before = replica.status
     lived_s = None if replica.ready_at is None else (held.now - replica.ready_at).total_seconds()
-    transition(replica, "stopped" if failure is None else "failed")
+    replica.status = transition(str(replica.id), before, "stopped" if failure is None else "failed")
     replica.ended_at = held.now
     replica.token = None
     held.replicas.remove(replica)
@@ -179,7 +187,7 @@ async def end(session: AsyncSession, held: Held, replica: ReplicaTable, failure:
             await fail_start(session, held, failure, lived_s)
     elif lived_s is not None:
         held.set_circuit(Circuit(retry_at=held.circuit.retry_at))
-    data = {"from": before, "fatal": failure is not None and failure.fatal}
+    data: dict[str, object] = {"from": before, "fatal": failure is not None and failure.fatal}
     await _tell(session, held, replica, replica.status, replica.reason, data)
     await settle(session, held, replica.reason)
     await ring(session, f"node:{replica.node_id}", "placement")
@@ -199,6 +207,14 @@ async def place(session: AsyncSession, held: Held, replica: ReplicaTable, node: 
     await _tell(session, held, replica, "placing", reason, {"node": node, "promised_bytes": replica.promised_bytes})
     await settle(session, held, reason)
     await ring(session, f"node:{replica.node_id}")
+
+
+async def hinder(session: AsyncSession, held: Held, obstacle: str) -> None:
+    """A wanted replica has no place yet: waiters go on waiting, and whoever looks sees why."""
+    endpoint = held.endpoint
+    endpoint.obstacle = obstacle
+    await record(session, endpoint.tenant_id, "endpoint", endpoint.name, "waiting", obstacle)
+    await session.flush()
 
 
 async def _tell(

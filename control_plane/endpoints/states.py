@@ -1,12 +1,12 @@
 """What a replica may become, and what an endpoint therefore is. Pure; knows nothing of rows, nodes or processes.
 
-`transition` is the only writer of a replica's status; `endpoint_state` derives the rest; `after_failure` says when a
+`transition` guards every change of a replica's status; `endpoint_state` derives the rest; `after_failure` says when a
 failed endpoint may try again.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, get_args
+from typing import get_args
 
 from data_plane.wire.fleet import Intent, ReplicaPhase
 from data_plane.wire.routes import EndpointState
@@ -39,30 +39,23 @@ class IllegalMove(ValueError):
     """A replica was told to become what it cannot."""
 
 
-class HasStatus(Protocol):
-    """A replica's row."""
-
-    id: str
-    status: ReplicaPhase
-
-
 def may_become(now: ReplicaPhase, then: ReplicaPhase) -> bool:
     """Whether `transition` would accept the move (staying the same is none)."""
     return then in LEGAL[now]
 
 
-def transition(replica: HasStatus, to: ReplicaPhase) -> None:
-    """Moves `replica` to another phase.
+def transition(replica_id: str, now: ReplicaPhase, to: ReplicaPhase) -> ReplicaPhase:
+    """The phase `to`, where a replica that is in phase `now` may become it.
 
     Raises:
         IllegalMove: the move is not in `LEGAL`.
     """
-    if not may_become(replica.status, to):
+    if not may_become(now, to):
         raise IllegalMove(
-            f"Replica {replica.id} is {replica.status} and cannot become {to}; "
-            f"from there it may become {', '.join(sorted(LEGAL[replica.status])) or 'nothing, it has ended'}."
+            f"Replica {replica_id} is {now} and cannot become {to}; "
+            f"from there it may become {', '.join(sorted(LEGAL[now])) or 'nothing, it has ended'}."
         )
-    replica.status = to
+    return to
 
 
 @dataclass(frozen=True)

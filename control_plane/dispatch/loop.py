@@ -1,0 +1,123 @@
+"""Watches over nodes that fall silent, drains that do not end, and rows that nobody needs. Knows nothing of what nodes
+should run; that agents hear of changes is the bells' work, not this loop's."""
+
+import time
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import delete, func, or_, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from control_plane.db.bells import ring
+from control_plane.db.clock import db_now
+from control_plane.db.loop import Leadership
+from control_plane.dispatch import service
+from control_plane.endpoints import metrics
+from control_plane.endpoints.states import ENDED, PHASES
+from control_plane.endpoints.tables import DemandTable, EndpointTable, ReplicaTable
+from control_plane.nodes import service as nodes
+from control_plane.nodes.tables import NodeTable
+
+TICK_S = 3.0
+LOST_S = 10.0
+"""Three reports missed."""
+GRACE_S = 10.0
+"""So long after this process began, silence may be its own fault: agents are given time to come back."""
+DRAIN_S = 600.0
+"""The longest request that a drain waits for; after it the replica is stopped."""
+DRAIN_DELETED_S = 30.0
+KEPT_DAYS = 7
+CLEAN_EVERY_S = 600.0
+STATES = ("zero", "waking", "live", "draining", "failed")
+
+
+class DispatchLoop:
+    """Observe, decide, apply; the only memory is how long this process has been able to hear."""
+
+    name = "dispatch"
+    topics: tuple[str, ...] = ()
+    interval_s = TICK_S
+
+    def __init__(self, *, lost_s: float = LOST_S, grace_s: float = GRACE_S) -> None:
+        self._lost_s = lost_s
+        self._hears_since = time.monotonic() + grace_s
+        self._cleaned_at = time.monotonic()
+
+    async def tick(self, leadership: Leadership) -> float | None:
+        """One round."""
+        started = time.perf_counter()
+        if time.monotonic() >= self._hears_since:
+            await self._judge_nodes(leadership)
+        await _stop_long_drains(leadership)
+        async with leadership.database.transaction() as session:
+            await _count(session)
+        if time.monotonic() - self._cleaned_at > CLEAN_EVERY_S:
+            await _clean(leadership)
+            self._cleaned_at = time.monotonic()
+        metrics.LOOP_SECONDS.labels(self.name).observe(time.perf_counter() - started)
+        return None
+
+    async def _judge_nodes(self, leadership: Leadership) -> None:
+        silent_for = timedelta(seconds=self._lost_s)
+        silent = NodeTable.last_seen_at < func.clock_timestamp() - silent_for
+        async with leadership.database.transaction() as session:
+            query = select(NodeTable.id).where(NodeTable.status == "ready", silent)
+            suspects = list((await session.execute(query)).scalars())
+        for node_id in suspects:
+            async with leadership.transaction() as session:
+                await _lose_if_silent(session, node_id, silent_for)
+
+
+async def _lose_if_silent(session: AsyncSession, node_id: UUID, silent_for: timedelta) -> None:
+    query = select(NodeTable).where(NodeTable.id == node_id, NodeTable.status == "ready")
+    node = (await session.execute(query.with_for_update(key_share=True))).scalar_one_or_none()
+    if node is None or node.last_seen_at >= await db_now(session) - silent_for:
+        return  # it was heard between the look and the lock
+    reason = f"Node '{node.name}' was not heard of for {silent_for.total_seconds():g} s."
+    await nodes.lose(session, node, reason)
+    await service.lose_node(session, node.id, reason)
+
+
+async def _stop_long_drains(leadership: Leadership) -> None:
+    released_for = func.clock_timestamp() - ReplicaTable.released_at
+    query = (
+        select(ReplicaTable)
+        .join(EndpointTable, EndpointTable.id == ReplicaTable.endpoint_id)
+        .where(
+            ReplicaTable.status.not_in(ENDED),
+            ReplicaTable.intent == "drain",
+            or_(
+                released_for > timedelta(seconds=DRAIN_S),
+                (released_for > timedelta(seconds=DRAIN_DELETED_S)) & EndpointTable.deleted_at.is_not(None),
+            ),
+        )
+    )
+    async with leadership.database.transaction() as session:
+        if (await session.execute(query.limit(1))).first() is None:
+            return
+    async with leadership.transaction() as session:
+        locked = query.with_for_update(of=ReplicaTable, skip_locked=True)
+        for replica in (await session.execute(locked)).scalars():
+            replica.intent = "stop"
+            replica.reason = "It did not finish its requests in time."
+            await session.flush()
+            await ring(session, f"node:{replica.node_id}")
+
+
+async def _count(session: AsyncSession) -> None:
+    alive = select(EndpointTable.state, func.count()).where(EndpointTable.deleted_at.is_(None))
+    by_state = dict((await session.execute(alive.group_by(EndpointTable.state))).tuples().all())
+    for state in STATES:
+        metrics.ENDPOINTS.labels(state).set(by_state.get(state, 0))
+    present = select(ReplicaTable.status, func.count()).where(ReplicaTable.status.not_in(ENDED))
+    by_status = dict((await session.execute(present.group_by(ReplicaTable.status))).tuples().all())
+    for status in PHASES:
+        if status not in ENDED:
+            metrics.REPLICAS.labels(status).set(by_status.get(status, 0))
+
+
+async def _clean(leadership: Leadership) -> None:
+    old = func.clock_timestamp() - timedelta(days=KEPT_DAYS)
+    async with leadership.transaction() as session:
+        await session.execute(delete(ReplicaTable).where(ReplicaTable.ended_at < old))
+        await session.execute(delete(DemandTable).where(DemandTable.reported_at < old))

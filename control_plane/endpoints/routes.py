@@ -1,0 +1,71 @@
+"""What gateways are sent: every endpoint, the replicas that serve it, and the keys. Knows nothing of long polls."""
+
+import hashlib
+from uuid import UUID
+
+import msgspec
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from control_plane.db.clock import db_now, unix
+from control_plane.endpoints import life, service
+from control_plane.endpoints.specs import RevisionSpec
+from control_plane.endpoints.states import serves, waking_phase
+from control_plane.endpoints.tables import EndpointTable, ReplicaTable
+from control_plane.tenants.service import key_records
+from data_plane.wire.keys import KeyRecord
+from data_plane.wire.routes import EndpointRoute, GatewayState, ReplicaRoute
+
+
+async def gateway_state(session: AsyncSession) -> GatewayState:
+    """All that a gateway needs. The version is a digest of what matters, so the same facts have the same version,
+    whichever process is asked; `eta_s`, which runs with the clock, is left out of it."""
+    query = select(EndpointTable).where(EndpointTable.deleted_at.is_(None)).order_by(EndpointTable.id)
+    rows = list((await session.execute(query)).scalars())
+    alive = await service.alive_replicas(session, [row.id for row in rows])
+    specs = await service.specs(session, rows)
+    now_s = (await db_now(session)).timestamp()
+    routes = tuple(_route(row, alive[row.id], _context(specs, row.id), now_s) for row in rows)
+    keys = tuple(await key_records(session))
+    return GatewayState(_version(routes, keys), routes, keys)
+
+
+def _version(routes: tuple[EndpointRoute, ...], keys: tuple[KeyRecord, ...]) -> str:
+    lasting = [msgspec.structs.replace(route, eta_s=None) for route in routes]
+    return hashlib.sha256(msgspec.json.encode((lasting, keys))).hexdigest()[:24]
+
+
+def _context(specs: dict[UUID, dict[str, object]], endpoint_id: UUID) -> int:
+    return msgspec.convert(specs[endpoint_id], RevisionSpec).context
+
+
+def _route(row: EndpointTable, alive: list[ReplicaTable], context: int, now_s: float) -> EndpointRoute:
+    serving = [replica for replica in alive if serves(life.view(replica))]
+    never = row.max_replicas == 0 and not serving
+    state = "failed" if never else row.state
+    waking = state == "waking"
+    return EndpointRoute(
+        id=str(row.id),
+        tenant=str(row.tenant_id),
+        name=row.name,
+        model=row.model,
+        state=state,
+        created=int(row.created_at.timestamp()),
+        max_model_len=context,
+        replicas=tuple(
+            ReplicaRoute(str(replica.id), replica.url, replica.token, replica.slots)
+            for replica in serving
+            if replica.url is not None and replica.token is not None
+        ),
+        phase=waking_phase([life.view(replica) for replica in alive]) if waking else None,
+        eta_s=_eta_s(row, now_s) if waking else None,
+        reason=service.max_is_zero(row.name) if never else row.reason if state == "failed" else None,
+        retry_at=None if never or state != "failed" else unix(row.retry_at),
+    )
+
+
+def _eta_s(row: EndpointTable, now_s: float) -> float | None:
+    if row.start_s is None:
+        return None
+    passed_s = 0.0 if row.asked_at is None else now_s - row.asked_at.timestamp()
+    return round(max(0.0, row.start_s - passed_s), 1)

@@ -1,0 +1,279 @@
+"""What people do with endpoints: deploy, scale, wake, remove, look. Never commits. Knows nothing of nodes or loops: it
+writes what is wanted, and rings."""
+
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from control_plane.catalog.tables import ModelTable
+from control_plane.db.bells import ring
+from control_plane.endpoints import life, metrics
+from control_plane.endpoints.life import Held
+from control_plane.endpoints.schemas import NewEndpoint, Scale
+from control_plane.endpoints.specs import RevisionSpec
+from control_plane.endpoints.states import ENDED, is_coming, waking_phase
+from control_plane.endpoints.tables import EndpointTable, ReplicaTable, RevisionTable
+from control_plane.errors import Conflict, Invalid, Missing
+from control_plane.events.service import record
+from data_plane.wire.names import NAME_RULE, is_name
+from data_plane.wire.routes import WakeAnswer
+
+
+async def deploy(session: AsyncSession, tenant_id: UUID, wanted: NewEndpoint) -> tuple[Held, bool]:
+    """The endpoint, and whether it is new. An existing one gets a new revision if its spec differs. Raises Invalid,
+    Missing (no such model) and Conflict (the model is not ready)."""
+    if not is_name(wanted.name):
+        raise Invalid(f"An endpoint's name has {NAME_RULE}, and no '..'; this is '{wanted.name[:80]}'.", "name")
+    _check_limits(wanted.min, wanted.max)
+    model = await _ready_model(session, tenant_id, wanted.model)
+    spec = _revision_spec(wanted, model)
+    endpoint_id = await _find_id(session, tenant_id, wanted.name)
+    held = None if endpoint_id is None else await life.hold(session, endpoint_id)
+    if held is None or held.endpoint.deleted_at is not None:
+        return await _create(session, tenant_id, wanted, model, spec), True
+    await _revise(session, held, wanted, model, spec)
+    return held, False
+
+
+async def scale(session: AsyncSession, tenant_id: UUID, name: str, change: Scale) -> Held:
+    """Other limits for the same revision; failures are forgotten. Raises Missing, Invalid."""
+    held = await _hold_by_name(session, tenant_id, name)
+    endpoint = held.endpoint
+    low = endpoint.min_replicas if change.min is None else change.min
+    high = endpoint.max_replicas if change.max is None else change.max
+    _check_limits(low, high, "min" if change.max is None else "max")
+    endpoint.min_replicas, endpoint.max_replicas = low, high
+    endpoint.idle_s = endpoint.idle_s if change.idle_s is None else change.idle_s
+    await _limits_changed(session, held, "The limits were changed by request.")
+    return held
+
+
+async def remove(session: AsyncSession, tenant_id: UUID, name: str) -> None:
+    """Its routes are gone when this commits; its replicas drain and end. Raises Missing."""
+    held = await _hold_by_name(session, tenant_id, name)
+    reason = "The endpoint was removed by request."
+    held.endpoint.deleted_at = held.now
+    held.endpoint.model_id = None
+    held.endpoint.min_replicas = 0
+    held.endpoint.desired = 0
+    held.endpoint.retry_at = None
+    for replica in list(held.replicas):
+        await life.release(session, held, replica, reason)
+    await life.settle(session, held, reason)
+    await record(session, tenant_id, "endpoint", name, "deleted", reason)
+    await ring(session, "placement", "endpoints")
+
+
+async def wake_by_name(session: AsyncSession, tenant_id: UUID, name: str) -> Held:
+    """The wake of a person. Raises Missing, and Conflict where it cannot be woken now."""
+    held = await _hold_by_name(session, tenant_id, name)
+    answer = await _wake(session, held, "Woken by request.", "rest")
+    if answer.state == "failed":
+        raise Conflict(f"Endpoint '{name}' cannot start now: {answer.reason}", code="endpoint_failed")
+    return held
+
+
+async def wake_by_id(session: AsyncSession, endpoint_id: UUID, waiting: int) -> WakeAnswer:
+    """The wake of a gateway that holds `waiting` requests. Raises Missing where the endpoint was deleted."""
+    held = await life.hold(session, endpoint_id)
+    if held is None or held.endpoint.deleted_at is not None:
+        raise Missing("endpoint", str(endpoint_id), "ebb ps")
+    reason = "A request is waiting." if waiting <= 1 else f"{waiting} requests are waiting."
+    return await _wake(session, held, reason, "gateway")
+
+
+async def _wake(session: AsyncSession, held: Held, reason: str, source: str) -> WakeAnswer:
+    endpoint = held.endpoint
+    if endpoint.max_replicas == 0:
+        return WakeAnswer("failed", None, max_is_zero(endpoint.name))
+    may_start = endpoint.state == "live" or await life.try_again(session, held, reason)
+    if endpoint.state == "failed" and not may_start:
+        return WakeAnswer("failed", None, endpoint.reason)
+    endpoint.last_wake_at = held.now
+    if endpoint.desired == 0:
+        metrics.WAKES.labels(source).inc()
+        await life.set_desired(session, held, 1, reason)
+    elif endpoint.state == "failed":
+        await life.settle(session, held, reason)
+    views = [life.view(replica) for replica in held.replicas]
+    if not any(is_coming(each) for each in views):
+        await ring(session, "placement")
+    phase = waking_phase(views) if endpoint.state == "waking" else None
+    return WakeAnswer(endpoint.state, phase, endpoint.obstacle or endpoint.reason)
+
+
+def max_is_zero(name: str) -> str:
+    """Why an endpoint with max 0 does not start."""
+    return f"Endpoint '{name}' is scaled to at most 0 replicas. Raise it with 'ebb scale {name} --max 1'."
+
+
+async def find(session: AsyncSession, tenant_id: UUID, name: str) -> EndpointTable:
+    """Raises Missing."""
+    row = None
+    if is_name(name):
+        query = select(EndpointTable).where(
+            EndpointTable.tenant_id == tenant_id, EndpointTable.name == name, EndpointTable.deleted_at.is_(None)
+        )
+        row = (await session.execute(query)).scalar_one_or_none()
+    if row is None:
+        raise Missing("endpoint", name, "ebb ps")
+    return row
+
+
+async def list_endpoints(session: AsyncSession, tenant_id: UUID) -> list[EndpointTable]:
+    """All that are not deleted, by name."""
+    query = select(EndpointTable).where(EndpointTable.tenant_id == tenant_id, EndpointTable.deleted_at.is_(None))
+    return list((await session.execute(query.order_by(EndpointTable.name))).scalars())
+
+
+async def alive_replicas(session: AsyncSession, endpoint_ids: list[UUID]) -> dict[UUID, list[ReplicaTable]]:
+    """The replicas that have not ended, by endpoint, oldest first."""
+    query = select(ReplicaTable).where(ReplicaTable.endpoint_id.in_(endpoint_ids), ReplicaTable.status.not_in(ENDED))
+    found: dict[UUID, list[ReplicaTable]] = {endpoint_id: [] for endpoint_id in endpoint_ids}
+    for row in (await session.execute(query.order_by(ReplicaTable.created_at))).scalars():
+        found[row.endpoint_id].append(row)
+    return found
+
+
+async def specs(session: AsyncSession, rows: list[EndpointTable]) -> dict[UUID, dict[str, Any]]:
+    """The spec of each endpoint's current revision."""
+    query = (
+        select(EndpointTable.id, RevisionTable.spec)
+        .join(
+            RevisionTable,
+            (RevisionTable.endpoint_id == EndpointTable.id) & (RevisionTable.number == EndpointTable.revision),
+        )
+        .where(EndpointTable.id.in_([row.id for row in rows]))
+    )
+    return {endpoint_id: spec for endpoint_id, spec in (await session.execute(query)).tuples()}
+
+
+def _check_limits(low: int, high: int, param: str = "min") -> None:
+    if low > high:
+        raise Invalid(f"min is {low} and max is {high}: min must not be more than max. Lower min or raise max.", param)
+
+
+async def _ready_model(session: AsyncSession, tenant_id: UUID, name: str) -> ModelTable:
+    query = select(ModelTable).where(ModelTable.tenant_id == tenant_id, ModelTable.name == name)
+    # a share lock keeps the model from being removed before the endpoint that needs it is committed
+    locked = query.with_for_update(read=True, key_share=True)
+    model = (await session.execute(locked)).scalar_one_or_none() if is_name(name) else None
+    if model is None:
+        raise Missing("model", name, "ebb models ls")
+    if model.status == "failed":
+        raise Conflict(
+            f"Model '{name}' could not be imported: {model.error} Add it again with 'ebb models add'.",
+            code="model_failed",
+            param="model",
+        )
+    if model.status != "ready" or model.artifact is None:
+        raise Conflict(
+            f"Model '{name}' is {model.status}, not yet ready. 'ebb models show {name}' tells when it is.",
+            code="model_not_ready",
+            param="model",
+        )
+    return model
+
+
+def _revision_spec(wanted: NewEndpoint, model: ModelTable) -> RevisionSpec:
+    longest = model.context_length or 0
+    if wanted.context > longest:
+        raise Invalid(
+            f"context is {wanted.context}, and model '{model.name}' has {longest} tokens. Ask for at most that, or "
+            "leave it at 0 for all of them.",
+            "context",
+        )
+    return RevisionSpec(
+        model=model.name,
+        artifact=model.artifact or "",
+        artifact_bytes=model.artifact_bytes or 0,
+        artifact_dtype=model.dtype or "bfloat16",
+        kv_bytes_per_token=model.kv_bytes_per_token or 0,
+        context=wanted.context or longest,
+        concurrency=wanted.concurrency,
+        dtype=wanted.dtype,
+        device=wanted.device,
+        target=wanted.target,
+    )
+
+
+async def _find_id(session: AsyncSession, tenant_id: UUID, name: str) -> UUID | None:
+    query = select(EndpointTable.id).where(
+        EndpointTable.tenant_id == tenant_id, EndpointTable.name == name, EndpointTable.deleted_at.is_(None)
+    )
+    return (await session.execute(query)).scalar_one_or_none()
+
+
+async def _hold_by_name(session: AsyncSession, tenant_id: UUID, name: str) -> Held:
+    endpoint_id = await _find_id(session, tenant_id, name) if is_name(name) else None
+    held = None if endpoint_id is None else await life.hold(session, endpoint_id)
+    if held is None or held.endpoint.deleted_at is not None:
+        raise Missing("endpoint", name, "ebb ps")
+    return held
+
+
+async def _create(
+    session: AsyncSession, tenant_id: UUID, wanted: NewEndpoint, model: ModelTable, spec: RevisionSpec
+) -> Held:
+    reason = f"Deployed from model '{model.name}'."
+    row = EndpointTable(
+        tenant_id=tenant_id,
+        name=wanted.name,
+        model_id=model.id,
+        model=model.name,
+        revision=1,
+        min_replicas=wanted.min,
+        max_replicas=wanted.max,
+        idle_s=wanted.idle_s,
+        desired=0,
+        state="zero",
+        reason=reason,
+        failures=0,
+        opens=0,
+    )
+    session.add(row)
+    try:
+        await session.flush()
+    except IntegrityError as error:
+        message = f"Endpoint '{wanted.name}' was made by another request at the same time. Send this one again."
+        raise Conflict(message, code="already_exists", param="name") from error
+    session.add(RevisionTable(endpoint_id=row.id, number=1, spec=msgspec.to_builtins(spec)))
+    await record(session, tenant_id, "endpoint", row.name, "created", reason, {"model": model.name})
+    held = await life.hold(session, row.id)
+    assert held is not None, "it was inserted in this transaction"
+    await _limits_changed(session, held, reason)
+    return held
+
+
+async def _revise(
+    session: AsyncSession, held: Held, wanted: NewEndpoint, model: ModelTable, spec: RevisionSpec
+) -> None:
+    endpoint = held.endpoint
+    endpoint.min_replicas, endpoint.max_replicas, endpoint.idle_s = wanted.min, wanted.max, wanted.idle_s
+    current = select(RevisionTable.spec).where(
+        RevisionTable.endpoint_id == endpoint.id, RevisionTable.number == endpoint.revision
+    )
+    same = (await session.execute(current)).scalar_one() == msgspec.to_builtins(spec)
+    reason = "Deployed again, unchanged but for its limits."
+    if not same:
+        endpoint.revision += 1
+        endpoint.model_id, endpoint.model = model.id, model.name
+        endpoint.start_s = None
+        reason = f"Revision {endpoint.revision} was deployed from model '{model.name}'."
+        session.add(RevisionTable(endpoint_id=endpoint.id, number=endpoint.revision, spec=msgspec.to_builtins(spec)))
+        data = {"revision": endpoint.revision}
+        await record(session, endpoint.tenant_id, "endpoint", endpoint.name, "revised", reason, data)
+    await _limits_changed(session, held, reason)
+
+
+async def _limits_changed(session: AsyncSession, held: Held, reason: str) -> None:
+    """Min is met and max is kept at once; everything between is the autoscaler's."""
+    endpoint = held.endpoint
+    desired = max(endpoint.min_replicas, min(endpoint.max_replicas, endpoint.desired))
+    await life.close_circuit(session, held, reason)
+    await life.set_desired(session, held, desired, reason)
+    await ring(session, "placement", "endpoints", "routes")
