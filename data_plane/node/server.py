@@ -127,9 +127,10 @@ class Server:
         if not path.is_file():
             raise not_found("log of a replica", replica_id)
         content, offset = read_tail(path, lines)
-        headers = request[EXTRA] | {
+        headers = {
             "content-type": "text/plain; charset=utf-8",
             "x-content-type-options": "nosniff",
+            "x-request-id": _request_id(request),
         }
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)

@@ -36,7 +36,9 @@ def desired(replica_id: str, digest: str, intent: Intent = "run", generation: in
 
 
 @asynccontextmanager
-async def agent_here(home: Path, control: FakeControl, **runner: Any) -> AsyncGenerator[asyncio.Task[None]]:
+async def agent_here(
+    home: Path, control: FakeControl, command: tuple[str, ...] = FAKE_RUNNER, **runner: float
+) -> AsyncGenerator[asyncio.Task[None]]:
     """An agent in this process. Its runners are left running at the end unless the test stops them."""
     paths = NodePaths(home)
     paths.make()
@@ -45,7 +47,7 @@ async def agent_here(home: Path, control: FakeControl, **runner: Any) -> AsyncGe
         key=NODE_KEY,
         home=home,
         name="node-a",
-        runner=RunnerSettings(command=FAKE_RUNNER, **runner),
+        runner=RunnerSettings(command=command, **runner),
         tempo=Tempo(heartbeat_s=0.3, wait_s=5),
     )
     stop = asyncio.Event()

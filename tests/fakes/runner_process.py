@@ -2,7 +2,7 @@
 
 What it does is read from `fake.json` in the artifact's folder, since a runner is given hardly any environment:
     {"fail": "fatal" | "retry", "die_in": "loading", "die_code": 3, "die_signal": 9, "hang_in": "loading",
-     "ignore_sigterm": true, "load_s": 0.05, "drain_s": 0.0, "say": "a line for the log"}
+     "ignore_sigterm": true, "load_s": 0.05, "drain_s": 0.0, "say": "a line for the log", "with_child": true}
 `python tests/fakes/runner_process.py --spec FILE`
 """
 
@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -62,6 +63,8 @@ class FakeRunner:
         ignore = self.hooks.get("ignore_sigterm", False)
         loop.add_signal_handler(signal.SIGTERM, lambda: None if ignore else self.done.set())
         print(f"fake runner of {self.spec['replica_id']}", sorted(os.environ), flush=True)
+        if self.hooks.get("with_child"):
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])  # noqa: ASYNC220 - it is a fake
         await self.enter("starting")
         await self.enter("loading")
         if "fail" in self.hooks:

@@ -5,6 +5,7 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from data_plane.node.processes import identity
@@ -182,3 +183,27 @@ async def test_a_runner_gets_no_secret_and_private_files(
         assert ready.pid is not None and os.getsid(ready.pid) == ready.pid
         for name in ("r1.spec.json", "r1.record.json", "keys.json"):
             assert (home / "run" / "node" / name).stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_command_that_does_not_exist_is_a_failure_not_a_crash(home: Path, control: FakeControl) -> None:
+    digest = make_artifact(home)
+    async with agent_here(home, control, command=("/nonexistent/python",)):
+        await control.want(desired("r1", digest))
+        failed = await control.until_phase("r1", "failed")
+        assert failed.failure is not None and not failed.failure.fatal
+        assert "could not be started" in failed.failure.message
+        await control.want()
+        await control.until(lambda report: not report.replicas)
+
+
+async def test_what_a_runner_left_running_ends_with_it(home: Path, control: FakeControl) -> None:
+    digest = make_artifact(home, with_child=True)
+    async with agent_here(home, control):
+        await control.want(desired("r1", digest))
+        ready = await control.until_phase("r1", "ready")
+        assert ready.pid is not None
+        (child,) = psutil.Process(ready.pid).children()
+        os.kill(ready.pid, signal.SIGKILL)
+        await control.until_phase("r1", "failed")
+        gone, _ = psutil.wait_procs([child], timeout=5)
+        assert gone == [child]
