@@ -208,7 +208,7 @@ def parse_chat(raw: bytes) -> ChatRequest:
     """The request in `raw`; ApiError 400 naming the field where there is a fault in it."""
     request = decode(raw, _CHAT)
     for index, message in enumerate(request.messages):
-        _check_message(message, f"messages[{index}]")
+        check_message(message, f"messages[{index}]")
     if request.top_logprobs and not request.logprobs:
         raise invalid("'top_logprobs' needs 'logprobs': true.", "top_logprobs", "invalid_value")
     _check_common(request)
@@ -278,7 +278,8 @@ def _from_validation(text: str) -> ApiError:
     return invalid(f"Invalid value for '{path}': {detail}.", path, code)
 
 
-def _check_message(message: Message, path: str) -> None:
+def check_message(message: Message, path: str) -> None:
+    """ApiError 400 for what a message may not hold; `path` is how the answer names it."""
     for name in ("tool_calls", "function_call"):
         if getattr(message, name):
             raise _unsupported(f"{path}.{name}")

@@ -1,0 +1,132 @@
+"""All the sequences of one request in the engine, from submitting to the last token, or to their abort.
+
+Outputs gather while the reader is busy and are taken all at once, so a slow client costs nobody else anything.
+Knows nothing of JSON shapes or the network.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data_plane.engine.outputs import Output, TokenLogprobs
+from data_plane.engine.sampling import SamplingParams
+from data_plane.runner.engine_loop import EngineLoop, Refusal
+from data_plane.runner.metrics import Metrics
+from data_plane.runner.transcript import Transcript
+from data_plane.wire.errors import ApiError, invalid
+
+
+@dataclass
+class Branch:
+    """One choice in the making. Times are of the monotonic clock."""
+
+    prompt: Sequence[int]
+    params: SamplingParams
+    transcript: Transcript
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    first_at: float | None = None
+    last_at: float | None = None
+
+
+class Generation:
+    """Use it as a context: what has not ended when it is left is aborted."""
+
+    def __init__(
+        self, engine: EngineLoop, metrics: Metrics, request_id: str, branches: list[Branch], arrived_at: float
+    ) -> None:
+        self.branches = branches
+        self._engine = engine
+        self._metrics = metrics
+        # a client may send one id for several requests at once
+        unique = f"{request_id}-{secrets.token_hex(4)}"
+        self._ids = [f"{unique}/{index}" for index in range(len(branches))]
+        self._arrived_at = arrived_at
+        self._mail: list[tuple[int, Output | Refusal]] = []
+        self._has_mail = asyncio.Event()
+
+    async def __aenter__(self) -> "Generation":
+        for index, (request_id, branch) in enumerate(zip(self._ids, self.branches, strict=True)):
+
+            def receive(output: Output | Refusal, index: int = index) -> None:
+                self._receive(index, output)
+
+            self._engine.submit(request_id, branch.prompt, branch.params, receive)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for request_id, branch in zip(self._ids, self.branches, strict=True):
+            self._engine.abort(request_id)
+            if branch.transcript.finish_reason is None:
+                self._metrics.ended("abort")
+
+    @property
+    def done(self) -> bool:
+        """Whether every sequence has ended."""
+        return all(branch.transcript.finish_reason is not None for branch in self.branches)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens made so far."""
+        return sum(branch.transcript.completion_tokens for branch in self.branches)
+
+    async def advance(self) -> list[int]:
+        """Waits for outputs and feeds them to the transcripts; the indices of sequences that have something new.
+
+        ApiError 400 where the engine can never serve the request, 500 where it failed.
+        """
+        await self._has_mail.wait()
+        self._has_mail.clear()
+        mail, self._mail = self._mail, []
+        changed: dict[int, None] = {}
+        for index, output in mail:
+            self._take(index, output)
+            changed[index] = None
+        return list(changed)
+
+    def _take(self, index: int, output: Output | Refusal) -> None:
+        if isinstance(output, Refusal):
+            raise invalid(output.message, code="request_refused")
+        if output.finish_reason == "error":
+            raise ApiError(
+                500, output.error or "The engine failed on this request.", type="server_error", code="engine_error"
+            )
+        if output.finish_reason == "abort":
+            raise ApiError(500, "The engine dropped this request.", type="server_error", code="aborted")
+        branch = self.branches[index]
+        if output.prompt_logprobs is not None:
+            branch.prompt_logprobs = output.prompt_logprobs
+        if branch.transcript.finish_reason is not None:
+            return
+        branch.transcript.feed(output)
+        if branch.transcript.finish_reason is not None:
+            # a stop string ends it before the engine does
+            self._engine.abort(self._ids[index])
+            self._count_end(branch)
+
+    def _receive(self, index: int, output: Output | Refusal) -> None:
+        now = time.monotonic()
+        if isinstance(output, Output) and output.token_id is not None:
+            branch = self.branches[index]
+            if branch.last_at is None:
+                branch.first_at = now
+                self._metrics.ttft_s.observe(now - self._arrived_at)
+            else:
+                self._metrics.itl_s.observe(now - branch.last_at)
+            branch.last_at = now
+            self._metrics.generation_tokens.inc()
+        self._mail.append((index, output))
+        self._has_mail.set()
+
+    def _count_end(self, branch: Branch) -> None:
+        metrics, transcript = self._metrics, branch.transcript
+        metrics.ended(transcript.finish_reason or "stop")
+        metrics.e2e_s.observe(time.monotonic() - self._arrived_at)
+        metrics.request_prompt.observe(len(branch.prompt))
+        metrics.request_generation.observe(transcript.completion_tokens)
+        metrics.prompt_tokens.inc(len(branch.prompt))
+        metrics.cache_queries.inc(len(branch.prompt))
+        metrics.cache_hits.inc(transcript.cached_tokens)
+        if branch.first_at is not None and branch.last_at is not None:
+            metrics.decode_s.observe(branch.last_at - branch.first_at)

@@ -1,0 +1,143 @@
+"""Runs a generation and writes its answer, whole or as events; chat and completions differ only in their `Shape`.
+
+Until the engine's first output nothing is sent, so that whatever fails before it still has a true status.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+from aiohttp import web
+from msgspec import UNSET, UnsetType
+
+from data_plane.runner.generation import Branch, Generation
+from data_plane.runner.transcript import Delta
+from data_plane.wire.errors import ApiError
+from data_plane.wire.openai import GenerationRequest
+from data_plane.wire.openai_answers import PromptTokensDetails, Usage
+
+WRITE_TIMEOUT_S = 300.0
+"""A client that takes nothing for so long is gone, whatever its connection says."""
+
+_ENCODER = msgspec.json.Encoder()
+
+
+class Shape(Protocol):
+    """How one of the two APIs writes choices. `index` is the choice's; a Delta is what is new of it."""
+
+    def opening(self, index: int, branch: Branch) -> list[Any]:
+        """Chunk choices to send before the first token of a choice."""
+        ...
+
+    def pieces(self, index: int, delta: Delta) -> list[Any]:
+        """Chunk choices for what is new."""
+        ...
+
+    def chunk(self, choices: list[Any], usage: Usage | UnsetType | None) -> msgspec.Struct:
+        """One event."""
+        ...
+
+    def whole(self, branches: list[Branch], deltas: list[Delta], usage: Usage) -> msgspec.Struct:
+        """The answer that is no stream."""
+        ...
+
+
+@dataclass(frozen=True)
+class UsageWish:
+    """What `stream_options` asks for."""
+
+    at_end: bool
+    on_each: bool
+
+    @classmethod
+    def of(cls, request: GenerationRequest) -> "UsageWish":
+        options = request.stream_options
+        on_each = bool(options and options.continuous_usage_stats and options.include_usage)
+        return cls(at_end=bool(options and options.include_usage), on_each=on_each)
+
+
+async def respond(
+    http: web.Request, generation: Generation, shape: Shape, request: GenerationRequest, started_at: float
+) -> web.StreamResponse:
+    """The answer to one request. ApiError where it failed before anything was sent."""
+    async with generation:
+        changed = await generation.advance()
+        if not request.stream:
+            return await _whole(generation, shape, started_at)
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": "text/event-stream; charset=utf-8",
+                "Cache-Control": "no-cache",
+                "X-Accel-Buffering": "no",
+                "openai-processing-ms": _elapsed_ms(started_at),
+                **http["headers"],
+            }
+        )
+        await response.prepare(http)
+        try:
+            await _stream(response, generation, shape, UsageWish.of(request), changed)
+        except ApiError as error:
+            # the status has gone out already: the failure is an event, and no [DONE] follows it
+            http["outcome"] = error.body.code
+            await _send(response, b"data: " + error.encode() + b"\n\n")
+        await response.write_eof()
+        return response
+
+
+async def _whole(generation: Generation, shape: Shape, started_at: float) -> web.Response:
+    while not generation.done:
+        await generation.advance()
+    branches = generation.branches
+    answer = shape.whole(branches, [branch.transcript.take() for branch in branches], usage_of(generation))
+    return web.Response(
+        body=_ENCODER.encode(answer),
+        content_type="application/json",
+        headers={"openai-processing-ms": _elapsed_ms(started_at)},
+    )
+
+
+async def _stream(
+    response: web.StreamResponse, generation: Generation, shape: Shape, wish: UsageWish, changed: list[int]
+) -> None:
+    opened: set[int] = set()
+    while True:
+        events: list[bytes] = []
+        for index in changed:
+            branch = generation.branches[index]
+            pieces = [] if index in opened else shape.opening(index, branch)
+            opened.add(index)
+            if delta := branch.transcript.take():
+                pieces = [*pieces, *shape.pieces(index, delta)]
+            usage = usage_of(generation) if wish.on_each else None if wish.at_end else UNSET
+            events += [_event(shape.chunk([piece], usage)) for piece in pieces]
+        if events:
+            await _send(response, b"".join(events))
+        if generation.done:
+            break
+        changed = await generation.advance()
+    last = _event(shape.chunk([], usage_of(generation))) if wish.at_end else b""
+    await _send(response, last + b"data: [DONE]\n\n")
+
+
+def usage_of(generation: Generation) -> Usage:
+    """Tokens so far. Choices of one prompt share it, so it counts once."""
+    prompts = {id(branch.prompt): branch for branch in generation.branches}
+    prompt_tokens = sum(len(branch.prompt) for branch in prompts.values())
+    made = generation.completion_tokens
+    cached = sum(branch.transcript.cached_tokens for branch in prompts.values())
+    return Usage(prompt_tokens, made, prompt_tokens + made, PromptTokensDetails(cached))
+
+
+async def _send(response: web.StreamResponse, data: bytes) -> None:
+    async with asyncio.timeout(WRITE_TIMEOUT_S):
+        await response.write(data)
+
+
+def _event(chunk: msgspec.Struct) -> bytes:
+    return b"data: " + _ENCODER.encode(chunk) + b"\n\n"
+
+
+def _elapsed_ms(started_at: float) -> str:
+    return str(round((time.monotonic() - started_at) * 1000))

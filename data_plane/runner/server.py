@@ -1,0 +1,249 @@
+"""The runner's HTTP port: routes, who may use them, and one shape for every failure. Knows nothing of tensors."""
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from data_plane.runner.access import Access
+from data_plane.runner.chat import chat_completions
+from data_plane.runner.completions import completions
+from data_plane.runner.generation import Generation
+from data_plane.runner.served import ServedModel
+from data_plane.runner.tokenize import detokenize, tokenize, tokenizer_info
+from data_plane.wire.errors import ApiError, not_found, unavailable
+from data_plane.wire.keys import Scope
+from data_plane.wire.names import REQUEST_ID
+
+MAX_BODY_BYTES = 10_000_000
+
+log = structlog.get_logger()
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+ModelHandler = Callable[[web.Request, ServedModel], Awaitable[web.StreamResponse]]
+
+
+@dataclass
+class Service:
+    """What the port offers now. `model` is None until it is loaded; `busy` counts requests that want tokens."""
+
+    access: Access
+    on_drain: Callable[[], None]
+    model: ServedModel | None = None
+    draining: bool = False
+    busy: int = 0
+    idle_since: float = field(default_factory=time.monotonic)
+
+    def serving(self) -> ServedModel:
+        """The model; ApiError 503 while there is none."""
+        if self.model is None:
+            raise unavailable("The model is still loading.", code="loading", retry_after_s=1)
+        return self.model
+
+
+# Every path of this port: the scope it needs, `open` for none, `launch` for the launch's token only.
+_RULES: dict[str, Scope | str] = {
+    "/healthz": "open",
+    "/readyz": "open",
+    "/v1/chat/completions": "infer",
+    "/v1/completions": "infer",
+    "/v1/models": "infer",
+    "/tokenize": "infer",
+    "/detokenize": "infer",
+    "/tokenizer_info": "infer",
+    "/metrics": "read",
+    "/state": "read",
+    "/drain": "launch",
+}
+
+
+def make_app(service: Service) -> web.Application:
+    """The application. Run it with `handler_cancellation=True`, or requests of clients that left go on."""
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_envelope, _guard(service)])
+    app.router.add_get("/healthz", _healthz)
+    app.router.add_get("/readyz", lambda http: _readyz(http, service))
+    app.router.add_post("/v1/chat/completions", _work(service, chat_completions))
+    app.router.add_post("/v1/completions", _work(service, completions))
+    app.router.add_post("/tokenize", _with_model(service, tokenize))
+    app.router.add_post("/detokenize", _with_model(service, detokenize))
+    app.router.add_get("/tokenizer_info", _with_model(service, tokenizer_info))
+    app.router.add_get("/v1/models", _with_model(service, _models))
+    app.router.add_get("/v1/models/{id:.+}", _with_model(service, _one_model))
+    app.router.add_get("/metrics", _with_model(service, _metrics))
+    app.router.add_get("/state", _with_model(service, lambda http, model: _state(http, model, service)))
+    app.router.add_post("/drain", lambda http: _drain(http, service))
+    app.on_response_prepare.append(_add_headers)
+    return app
+
+
+@web.middleware
+async def _envelope(http: web.Request, handler: Handler) -> web.StreamResponse:
+    """Gives the request its id, and every failure the same shape."""
+    given = http.headers.get("x-request-id", "")
+    http["request_id"] = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    http["headers"] = {}
+    try:
+        return await handler(http)
+    except ApiError as error:
+        return _error_response(error)
+    except web.HTTPException as error:
+        return _error_response(_from_http(http, error))
+    except (ConnectionError, TimeoutError):
+        # the client went away, or takes nothing any more, in the middle of its answer: nobody is left to tell
+        http["outcome"] = "client_gone"
+        raise
+    except Exception:  # a fault of ours must not show its insides; the log has them
+        log.exception("request failed", request_id=http["request_id"], path=http.path)
+        message = f"Something went wrong in the runner. Its log has the details under {http['request_id']}."
+        return _error_response(ApiError(500, message, type="server_error", code="internal_error"))
+
+
+def _guard(service: Service) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+    @web.middleware
+    async def guard(http: web.Request, handler: Handler) -> web.StreamResponse:
+        """Nothing but the open paths without a key; also what does not exist is not told to strangers."""
+        path = "/v1/models" if http.path.startswith("/v1/models/") else http.path
+        rule = _RULES.get(path, "infer")
+        if rule != "open":
+            scope = None if rule == "launch" else rule
+            http["key"] = service.access.check(http.headers.get("authorization"), scope, time.time())  # pyright: ignore[reportArgumentType]
+        return await handler(http)
+
+    return guard
+
+
+def _with_model(service: Service, handler: ModelHandler) -> Handler:
+    async def call(http: web.Request) -> web.StreamResponse:
+        return await handler(http, service.serving())
+
+    return call
+
+
+def _work(service: Service, handler: ModelHandler) -> Handler:
+    """Requests that want tokens: refused while draining, counted, and logged once when they end."""
+
+    async def call(http: web.Request) -> web.StreamResponse:
+        if service.draining:
+            raise unavailable("This replica is going away. Ask again; another one answers.", code="draining")
+        model = service.serving()
+        service.busy += 1
+        started_at = time.monotonic()
+        outcome = "client_gone"
+        try:
+            response = await handler(http, model)
+            outcome = http.get("outcome", "ok")
+            return response
+        except ApiError as error:
+            outcome = error.body.code or str(error.status)
+            raise
+        finally:
+            service.busy -= 1
+            service.idle_since = time.monotonic()
+            _log_end(http, outcome, started_at)
+
+    return call
+
+
+def _log_end(http: web.Request, outcome: str, started_at: float) -> None:
+    generation: Generation | None = http.get("generation")
+    numbers: dict[str, object] = {}
+    if generation is not None:
+        firsts = [branch.first_at for branch in generation.branches if branch.first_at is not None]
+        numbers = {
+            "choices": len(generation.branches),
+            "prompt_tokens": sum(len(branch.prompt) for branch in generation.branches),
+            "completion_tokens": generation.completion_tokens,
+            "ttft_ms": round((min(firsts) - started_at) * 1000, 1) if firsts else None,
+        }
+    log.info(
+        "request ended",
+        request_id=http["request_id"],
+        path=http.path,
+        key=http.get("key"),
+        outcome=outcome,
+        ms=round((time.monotonic() - started_at) * 1000, 1),
+        **numbers,
+    )
+
+
+def _error_response(error: ApiError) -> web.Response:
+    return web.Response(
+        status=error.status, body=error.encode(), content_type="application/json", headers=error.headers
+    )
+
+
+def _from_http(http: web.Request, error: web.HTTPException) -> ApiError:
+    if error.status == 413:
+        return ApiError(413, f"The body is over {MAX_BODY_BYTES} bytes. Send less.", code="body_too_large")
+    if error.status == 404:
+        return not_found("path", http.path[:200])
+    headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+    return ApiError(error.status, f"{error.reason}.", code="http_error", headers=headers)
+
+
+async def _add_headers(http: web.Request, response: web.StreamResponse) -> None:
+    if "request_id" in http:
+        response.headers["x-request-id"] = http["request_id"]
+    response.headers.pop("Server", None)
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=msgspec.json.encode(value), content_type="application/json")
+
+
+async def _healthz(_http: web.Request) -> web.Response:
+    return _json({"status": "ok"})
+
+
+async def _readyz(_http: web.Request, service: Service) -> web.Response:
+    service.serving()
+    if service.draining:
+        raise unavailable("This replica is going away.", code="draining")
+    return _json({"status": "ready"})
+
+
+def _model_card(model: ServedModel) -> dict[str, object]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "ebb",
+        "max_model_len": model.max_model_len,
+    }
+
+
+async def _models(_http: web.Request, model: ServedModel) -> web.Response:
+    return _json({"object": "list", "data": [_model_card(model)]})
+
+
+async def _one_model(http: web.Request, model: ServedModel) -> web.Response:
+    if http.match_info["id"] != model.name:
+        raise not_found("model", http.match_info["id"][:200])
+    return _json(_model_card(model))
+
+
+async def _metrics(_http: web.Request, model: ServedModel) -> web.Response:
+    return web.Response(body=model.metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+
+async def _state(_http: web.Request, model: ServedModel, service: Service) -> web.Response:
+    stats = model.engine.stats
+    idle_for_s = 0.0 if service.busy else time.monotonic() - service.idle_since
+    return _json(
+        {
+            "running": stats.running,
+            "waiting": stats.waiting,
+            "kv_usage": stats.kv_usage,
+            "idle_for_s": idle_for_s,
+            "draining": service.draining,
+        }
+    )
+
+
+async def _drain(_http: web.Request, service: Service) -> web.Response:
+    service.on_drain()
+    return _json({"status": "draining"}, status=202)
