@@ -125,12 +125,14 @@ def write_artifact(
     tokenizer: TokenizerFiles,
     read_tensor: Callable[[str], torch.Tensor],
     origin: Origin,
-    on_write: Callable[[int, int], None] = lambda done, total: None,
+    on_convert: Callable[[int, int], None] = lambda done, total: None,
+    on_written: Callable[[int], None] = lambda total: None,
 ) -> Path:
     """Writes one artifact under `root` and returns its folder, which appears whole or not at all.
 
     `read_tensor` is called once per tensor of `tensor_layout(config)`, in order, so that no more than one
-    tensor is in memory at a time. `on_write` is given bytes done and bytes in all. If an artifact with the same
+    tensor is in memory at a time. `on_convert` is given bytes done and bytes in all, `on_written` the bytes that
+    are safely on the disk. If an artifact with the same
     values is there already, that one is returned.
     """
     with scratch_folder(root) as scratch:
@@ -140,8 +142,9 @@ def write_artifact(
             _CONFIG: _write_bytes(folder / _CONFIG, _json(config.as_dict())),
             _TOKENIZER: _write_bytes(folder / _TOKENIZER, tokenizer.tokenizer),
             _TOKENIZER_CONFIG: _write_bytes(folder / _TOKENIZER_CONFIG, _json(tokenizer.config)),
-            _TENSORS: _write_tensors(folder / _TENSORS, config, read_tensor, on_write),
+            _TENSORS: _write_tensors(folder / _TENSORS, config, read_tensor, on_convert),
         }
+        on_written((folder / _TENSORS).stat().st_size)
         digest = _combine(digests)
         layout = tensor_layout(config)
         manifest = {
@@ -185,7 +188,7 @@ def _settle(file: BinaryIO) -> None:
 
 
 def _write_tensors(
-    path: Path, config: ModelConfig, read_tensor: Callable[[str], torch.Tensor], on_write: Callable[[int, int], None]
+    path: Path, config: ModelConfig, read_tensor: Callable[[str], torch.Tensor], on_convert: Callable[[int, int], None]
 ) -> str:
     dtype = DTYPES[config.dtype]
     lead, spans = plan_header(tensor_layout(config), dtype)
@@ -197,7 +200,7 @@ def _write_tensors(
             raw = _tensor_bytes(span, dtype, read_tensor)
             hasher.update(raw)
             file.write(raw)
-            on_write(span.end, total)
+            on_convert(span.end, total)
         _settle(file)
     return hasher.hexdigest()
 
