@@ -72,7 +72,7 @@ class GatewayServer(web.Server):
     ) -> None:
         # handler_cancellation: a client that goes takes its request with it, down to the runner
         super().__init__(self._handle, request_factory=self._request, handler_cancellation=True)
-        self._routes = routes
+        self.routes = routes
         self._auth = auth
         self._most_body_bytes = most_body_bytes
         self._ready = ready
@@ -161,7 +161,7 @@ class GatewayServer(web.Server):
             raise invalid("There is more than one Host header.", "host")
         # The path as it was sent: nothing is decoded before the key was checked, and nothing else is matched.
         path = request.rel_url.raw_path
-        route = self._routes.get(path)
+        route = self.routes.get(path)
         if route is None or route.scopes or not route.shared:
             if not self._ready():
                 raise errors.not_ready()
@@ -185,9 +185,9 @@ class GatewayServer(web.Server):
         return await route.handler(exchange, endpoint)
 
     def _find(self, path: str, endpoint: str | None, tail: str) -> Route:
-        route = self._routes.get(tail)
+        route = self.routes.get(tail)
         if route is None and tail.startswith("/v1/models/") and len(tail) > len("/v1/models/"):
-            route = self._routes["/v1/models/{id}"]
+            route = self.routes["/v1/models/{id}"]
         if route is None or not (route.shared if endpoint is None else route.per_endpoint):
             raise ApiError(404, f"There is nothing at {path[:200]}.", code="unknown_url")
         if endpoint is not None and not is_name(endpoint):

@@ -15,6 +15,7 @@ from data_plane.wire.errors import ErrorEnvelope
 from data_plane.wire.routes import ReplicaRoute
 
 CONNECT_TIMEOUT_S = 2.0
+FINISH_TIMEOUT_S = 0.5
 PASSED_BACK = ("content-type", "retry-after", "retry-after-ms", "x-should-retry", "openai-processing-ms")
 """Headers of a runner's answer that a client may see."""
 
@@ -90,8 +91,18 @@ class Upstream:
             if not cutter.failed:
                 raise StreamLost(f"the connection broke: {_words(error)}") from error
         if not (cutter.done or cutter.failed):
-            raise StreamLost("it ended without [DONE]")
+            raise StreamLost("it stopped before its end")
+        await self._finish()
         return b""
+
+    async def _finish(self) -> None:
+        """The answer is complete; read the connection's end too, so that it can be used again."""
+        try:
+            async with asyncio.timeout(FINISH_TIMEOUT_S):
+                while not self._response.content.at_eof():
+                    await self._response.content.readany()
+        except (aiohttp.ClientError, OSError, TimeoutError):  # then it is closed instead: the client has everything
+            self._response.close()
 
     def close(self) -> None:
         """Let the connection go: back to the pool where the answer was read to its end, else closed at once.

@@ -194,7 +194,7 @@ async def test_official_client(world: World) -> None:
     async with openai.AsyncOpenAI(base_url=world.url + "/e/chat/v1", api_key=world.key) as client:
         answer = await client.chat.completions.create(model="chat", messages=[{"role": "user", "content": "hi"}])
         assert answer.choices[0].message.content == "tok tok tok tok "
-        assert answer._request_id
+        assert answer._request_id  # pyright: ignore[reportPrivateUsage] - it is what the client's users read
         stream = await client.chat.completions.create(
             model="chat", messages=[{"role": "user", "content": "hi"}], stream=True
         )
