@@ -48,6 +48,7 @@ class Agent:
         self._tempo = tempo
         self._welcome: NodeWelcome | None = None
         self._registering = asyncio.Lock()
+        self._has_reported = asyncio.Event()
         self._fenced_at: deque[float] = deque(maxlen=FENCED_TIMES)
 
     @property
@@ -68,6 +69,9 @@ class Agent:
         raise fenced
 
     async def _follow_desired(self) -> None:
+        # The control plane first hears what is left here, and ends the replicas that are gone. Asked before that, it
+        # would name them once more, and a replica that it thinks is ready would be started at another address.
+        await self._has_reported.wait()
         version, attempt = "", 0
         while True:
             welcome = await self._registered()
@@ -97,6 +101,7 @@ class Agent:
             try:
                 await self._client.report(welcome.node_id, report)
                 attempt = 0
+                self._has_reported.set()
             except TROUBLE as error:
                 attempt = await self._trouble("report", error, welcome, attempt)
                 continue

@@ -26,6 +26,7 @@ class FakeControl:
     def __init__(self) -> None:
         self.registrations: list[NodeRegistration] = []
         self.reports: list[NodeReport] = []
+        self.calls: list[str] = []
         self.url = ""
         self.epoch = 0
         self.forget_node = False
@@ -99,6 +100,7 @@ class FakeControl:
     ) -> web.StreamResponse:
         if request.headers.get("authorization") != f"Bearer {NODE_KEY}":
             return web.Response(status=401)
+        self.calls.append(request.path.rpartition("/")[2])
         return await handler(request)
 
     async def _register(self, request: web.Request) -> web.Response:

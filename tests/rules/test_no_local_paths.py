@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # "/" + "work/…" and the like; what stands before keeps URLs and `{folder}/work/` out
 LOCAL = re.compile(r"(?<![\w.~}\)-])/(?:work|root|home/[a-z]+|Users/[A-Za-z]+)/")
 INDEX = re.compile(r"index-url[ =\"']+(?!https://(?:pypi\.org|download\.pytorch\.org)/)[a-z]+:[^\s\"']+")
-PRIVATE_HOST = re.compile(r"https?://(?:[\w.-]+\.(?:internal|corp|lan)\b|10\.\d+\.\d+\.\d+|192\.168\.\d+\.\d+)")
+PRIVATE_HOST = re.compile(r"https?://[\w.-]+\.(?:internal|corp|lan)\b")
 MOST_BYTES = 2_000_000
 
 

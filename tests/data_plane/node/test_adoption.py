@@ -73,6 +73,14 @@ async def test_became_ready_or_died_between_two_agents(home: Path, control: Fake
         assert again.failure == failed.failure
 
 
+async def test_what_is_left_is_reported_before_anything_is_started(home: Path, control: FakeControl) -> None:
+    await control.want(desired("r1", make_artifact(home)))
+    async with agent_here(home, control):
+        await control.until_phase("r1", "ready")
+    assert control.calls[:3] == ["register", "report", "desired"]
+    assert control.reports[0].replicas == ()
+
+
 async def test_a_start_interrupted_before_its_pid_was_noted_is_found(home: Path, control: FakeControl) -> None:
     digest = make_artifact(home)
     await control.want(desired("r1", digest))
