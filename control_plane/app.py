@@ -14,14 +14,22 @@ from litestar.types import ControllerRouterHandler
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane import telemetry
+from control_plane.autoscaler.loop import AutoscalerLoop
 from control_plane.catalog.controller import ModelsController
 from control_plane.db.bells import Bells
 from control_plane.db.loop import Leader, Loop
 from control_plane.db.session import Database
+from control_plane.dispatch.controller import AgentsController, NodesController
+from control_plane.dispatch.loop import DispatchLoop
+from control_plane.endpoints.controller import EndpointsController, ReplicasController
+from control_plane.endpoints.gateway_controller import GatewaysController
+from control_plane.endpoints.metrics import FLEET
 from control_plane.errors import DatabaseUnavailable, answer_for
 from control_plane.events.controller import EventsController
 from control_plane.jobs.controller import JobsController
 from control_plane.jobs.loop import JobsLoop, LazyHints
+from control_plane.nodes.controller import RegistrationController
+from control_plane.placement.loop import PlacementLoop
 from control_plane.settings import Settings
 from control_plane.tenants.auth import OPEN, READ, KeyCache, require_scope
 from control_plane.tenants.controller import KeysController
@@ -30,12 +38,16 @@ from control_plane.tenants.door import Door
 VERSION = "0.1.0"
 MAX_BODY_BYTES = 4 * 2**20
 
-CONTROLLERS: list[ControllerRouterHandler] = [ModelsController, JobsController, KeysController, EventsController]
+CONTROLLERS: list[ControllerRouterHandler] = [
+    *(ModelsController, JobsController, KeysController, EventsController),
+    *(EndpointsController, ReplicasController, NodesController),
+    *(GatewaysController, AgentsController, RegistrationController),
+]
 
 
 def loops(settings: Settings) -> list[Loop]:
     """What runs while this process leads."""
-    return [JobsLoop(LazyHints(settings))]
+    return [JobsLoop(LazyHints(settings)), AutoscalerLoop(), PlacementLoop(), DispatchLoop()]
 
 
 @get("/healthz", opt=OPEN, include_in_schema=False)
@@ -73,6 +85,7 @@ def create_app(settings: Settings, *, extra_loops: Sequence[Loop] = (), leads: b
     keys = KeyCache(database, bells)
     leader = Leader(database, bells, settings.instance, [*loops(settings), *extra_loops])
     measured = telemetry.Metrics(leader)
+    measured.registry.register(FLEET)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncGenerator[None]:
