@@ -1,13 +1,16 @@
 """The runner's HTTP port: routes, who may use them, and one shape for every failure. Knows nothing of tensors."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from data_plane.runner.access import Access
 from data_plane.runner.chat import chat_completions
@@ -37,6 +40,22 @@ class Service:
     draining: bool = False
     busy: int = 0
     idle_since: float = field(default_factory=time.monotonic)
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.idle.set()
+
+    def begin(self) -> None:
+        """One more request wants tokens."""
+        self.busy += 1
+        self.idle.clear()
+
+    def end(self) -> None:
+        """One fewer."""
+        self.busy -= 1
+        self.idle_since = time.monotonic()
+        if not self.busy:
+            self.idle.set()
 
     def serving(self) -> ServedModel:
         """The model; ApiError 503 while there is none."""
@@ -46,7 +65,7 @@ class Service:
 
 
 # Every path of this port: the scope it needs, `open` for none, `launch` for the launch's token only.
-_RULES: dict[str, Scope | str] = {
+_RULES: dict[str, Scope | Literal["open", "launch"]] = {
     "/healthz": "open",
     "/readyz": "open",
     "/v1/chat/completions": "infer",
@@ -65,7 +84,7 @@ def make_app(service: Service) -> web.Application:
     """The application. Run it with `handler_cancellation=True`, or requests of clients that left go on."""
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_envelope, _guard(service)])
     app.router.add_get("/healthz", _healthz)
-    app.router.add_get("/readyz", lambda http: _readyz(http, service))
+    app.router.add_get("/readyz", _with_service(service, _readyz))
     app.router.add_post("/v1/chat/completions", _work(service, chat_completions))
     app.router.add_post("/v1/completions", _work(service, completions))
     app.router.add_post("/tokenize", _with_model(service, tokenize))
@@ -74,15 +93,16 @@ def make_app(service: Service) -> web.Application:
     app.router.add_get("/v1/models", _with_model(service, _models))
     app.router.add_get("/v1/models/{id:.+}", _with_model(service, _one_model))
     app.router.add_get("/metrics", _with_model(service, _metrics))
-    app.router.add_get("/state", _with_model(service, lambda http, model: _state(http, model, service)))
-    app.router.add_post("/drain", lambda http: _drain(http, service))
+    app.router.add_get("/state", _with_service(service, _state))
+    app.router.add_post("/drain", _with_service(service, _drain))
     app.on_response_prepare.append(_add_headers)
     return app
 
 
 @web.middleware
-async def _envelope(http: web.Request, handler: Handler) -> web.StreamResponse:
+async def _envelope(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Gives the request its id, and every failure the same shape."""
+    http = request
     given = http.headers.get("x-request-id", "")
     http["request_id"] = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     http["headers"] = {}
@@ -102,18 +122,27 @@ async def _envelope(http: web.Request, handler: Handler) -> web.StreamResponse:
         return _error_response(ApiError(500, message, type="server_error", code="internal_error"))
 
 
-def _guard(service: Service) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+def _guard(service: Service) -> Middleware:
     @web.middleware
-    async def guard(http: web.Request, handler: Handler) -> web.StreamResponse:
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         """Nothing but the open paths without a key; also what does not exist is not told to strangers."""
-        path = "/v1/models" if http.path.startswith("/v1/models/") else http.path
+        path = "/v1/models" if request.path.startswith("/v1/models/") else request.path
         rule = _RULES.get(path, "infer")
         if rule != "open":
-            scope = None if rule == "launch" else rule
-            http["key"] = service.access.check(http.headers.get("authorization"), scope, time.time())  # pyright: ignore[reportArgumentType]
-        return await handler(http)
+            scope: Scope | None = None if rule == "launch" else rule
+            request["key"] = service.access.check(request.headers.get("authorization"), scope, time.time())
+        return await handler(request)
 
     return guard
+
+
+def _with_service(
+    service: Service, handler: Callable[[web.Request, Service], Awaitable[web.StreamResponse]]
+) -> Handler:
+    async def call(http: web.Request) -> web.StreamResponse:
+        return await handler(http, service)
+
+    return call
 
 
 def _with_model(service: Service, handler: ModelHandler) -> Handler:
@@ -130,7 +159,7 @@ def _work(service: Service, handler: ModelHandler) -> Handler:
         if service.draining:
             raise unavailable("This replica is going away. Ask again; another one answers.", code="draining")
         model = service.serving()
-        service.busy += 1
+        service.begin()
         started_at = time.monotonic()
         outcome = "client_gone"
         try:
@@ -141,8 +170,7 @@ def _work(service: Service, handler: ModelHandler) -> Handler:
             outcome = error.body.code or str(error.status)
             raise
         finally:
-            service.busy -= 1
-            service.idle_since = time.monotonic()
+            service.end()
             _log_end(http, outcome, started_at)
 
     return call
@@ -230,8 +258,8 @@ async def _metrics(_http: web.Request, model: ServedModel) -> web.Response:
     return web.Response(body=model.metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
 
-async def _state(_http: web.Request, model: ServedModel, service: Service) -> web.Response:
-    stats = model.engine.stats
+async def _state(_http: web.Request, service: Service) -> web.Response:
+    stats = service.serving().engine.stats
     idle_for_s = 0.0 if service.busy else time.monotonic() - service.idle_since
     return _json(
         {

@@ -48,7 +48,7 @@ async def tokenize(http: web.Request, served: ServedModel) -> web.Response:
             add_special_tokens=request.add_special_tokens is not False,
             parse_special=bool(request.parse_special),
         )
-    answer = {"tokens": tokens, "count": len(tokens), "max_model_len": served.max_model_len}
+    answer: dict[str, object] = {"tokens": tokens, "count": len(tokens), "max_model_len": served.max_model_len}
     if request.return_token_strs:
         answer["token_strs"] = [served.tokenizer.token_bytes(token).decode(errors="replace") for token in tokens]
     return web.Response(body=msgspec.json.encode(answer), content_type="application/json")

@@ -1,0 +1,182 @@
+"""One runner's life: read the spec, load the model, serve it, drain, end. Each phase is told in the status file."""
+
+import argparse
+import asyncio
+import gc
+import os
+import signal
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+
+import msgspec
+import psutil
+import structlog
+from aiohttp import web
+
+from data_plane.engine.config import EngineConfig
+from data_plane.engine.engine import Executor
+from data_plane.logs import configure_logging
+from data_plane.runner.access import Access
+from data_plane.runner.loading import check_artifact, in_thread, judge, load_executor, open_tokenizer, serve
+from data_plane.runner.output import keep_output_alive
+from data_plane.runner.server import Service, make_app
+from data_plane.runner.status import StatusFile
+from data_plane.runner.tokenizer import Tokenizer
+from data_plane.wire.fleet import RunnerSpec, StartFailure
+
+GRACE_S = 30.0
+"""From the first SIGTERM to giving up on what still runs."""
+
+log = structlog.get_logger()
+
+_Loaded = tuple[Executor, EngineConfig, Tokenizer]
+
+
+class Runner:
+    """Holds what the phases share."""
+
+    def __init__(self, spec: RunnerSpec) -> None:
+        self.spec = spec
+        started_at = psutil.Process().create_time()
+        self.status = StatusFile(spec, started_at)
+        self.service = Service(Access(spec.token, Path(spec.keys_path) if spec.keys_path else None), self.drain)
+        self._spans: dict[str, float] = {}
+        self._mark = started_at
+        self._done = asyncio.Event()
+        self._code = 0
+        self._signalled = False
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        """The exit code: 0 after a drain, 1 after a failed start or a broken engine."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._on_signal)
+        self.status.change(phase="starting")
+        site = web.AppRunner(
+            make_app(self.service), access_log=None, handler_cancellation=True, keepalive_timeout=75, shutdown_timeout=5
+        )
+        try:
+            await self._listen(site)
+            await self._load()
+            await self._done.wait()
+        except Exception as error:  # whatever ends a start must reach the agent as a sentence
+            log.exception("the start failed")
+            self.status.change(phase="failed", failure=judge(error), spans=self._spans)
+            return 1
+        finally:
+            await site.cleanup()
+            if self.service.model is not None:
+                self.service.model.engine.close()
+                self.service.model.pool.shutdown(wait=False, cancel_futures=True)
+        if self._code == 0:
+            self.status.change(phase="stopped")
+        return self._code
+
+    def drain(self) -> None:
+        """Refuses new requests from now on, and ends the process when the last one has ended."""
+        if self.service.draining:
+            return
+        if self.service.model is None:
+            # nothing to finish, and a load cannot be interrupted otherwise
+            self.status.change(phase="stopped")
+            os._exit(0)
+        self.service.draining = True
+        self.status.change(phase="draining")
+        self._spawn(self._end_when_idle())
+
+    async def _listen(self, site: web.AppRunner) -> None:
+        await site.setup()
+        await web.TCPSite(site, self.spec.host, self.spec.port, backlog=1024).start()
+        port = int(site.addresses[0][1])
+        self.status.change(url=f"http://{self.spec.host}:{port}")
+
+    async def _load(self) -> None:
+        loaded: asyncio.Future[_Loaded] = self._loop.create_future()
+
+        def load() -> None:
+            try:
+                check_artifact(self.spec)
+                tokenizer = open_tokenizer(self.spec)
+                result = (*load_executor(self.spec, self._on_phase), tokenizer)
+            except BaseException as error:  # noqa: BLE001  it is raised again in the event loop's thread
+                self._loop.call_soon_threadsafe(loaded.set_exception, error)
+            else:
+                self._loop.call_soon_threadsafe(loaded.set_result, result)
+
+        in_thread(load, "load")
+        executor, config, tokenizer = await loaded
+        model = serve(self.spec, executor, config, tokenizer, self._on_dead)
+        model.engine.start()
+        # everything loaded so far lives as long as the process: the collector need not walk it again
+        gc.collect()
+        gc.freeze()
+        self._span("warmup" if "load" in self._spans else "load")
+        self.service.model = model
+        self.service.idle_since = time.monotonic()
+        self.status.change(
+            phase="ready", slots=config.max_num_seqs, max_model_len=model.max_model_len, spans=dict(self._spans)
+        )
+
+    def _on_phase(self, phase: str) -> None:
+        """Called in the loading thread, which has the status file to itself until it is done."""
+        if phase == "imported":
+            self._span("import")
+            self.status.change(phase="loading", spans=dict(self._spans))
+        elif phase == "warming":
+            self._span("load")
+            self.status.change(phase="warming", spans=dict(self._spans))
+
+    def _span(self, name: str) -> None:
+        now = time.time()
+        self._spans[name] = round(max(0.0, now - self._mark), 4)
+        self._mark = now
+
+    def _on_signal(self) -> None:
+        if self._signalled:
+            os._exit(1)
+        self._signalled = True
+        self.drain()
+        self._spawn(self._give_up())
+
+    def _on_dead(self) -> None:
+        self._code = 1
+        message = "The engine of this runner failed; its log has the details."
+        self.status.change(phase="failed", failure=StartFailure(message=message, fatal=False))
+        self._done.set()
+
+    async def _end_when_idle(self) -> None:
+        await self.service.idle.wait()
+        self._done.set()
+
+    async def _give_up(self) -> None:
+        await asyncio.sleep(GRACE_S)
+        log.warning("requests are cut off", count=self.service.busy)
+        self._done.set()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def main() -> int:
+    """`python -m data_plane.runner --spec FILE`."""
+    parser = argparse.ArgumentParser(prog="data_plane.runner", description="Serves one artifact.")
+    parser.add_argument("--spec", required=True, type=Path, help="a RunnerSpec in JSON")
+    path: Path = parser.parse_args().spec
+    keep_output_alive()
+    configure_logging("runner")
+    try:
+        spec = msgspec.json.decode(path.read_bytes(), type=RunnerSpec)
+    except (OSError, msgspec.DecodeError) as error:
+        print(f"The spec {path} cannot be read: {error}", file=sys.stderr)
+        return 2
+    structlog.contextvars.bind_contextvars(replica=spec.replica_id, endpoint=spec.endpoint)
+
+    async def run() -> int:
+        return await Runner(spec).run()
+
+    return asyncio.run(run())
