@@ -1,4 +1,5 @@
-"""The bases of every table and the types of their columns. Knows nothing of any slice's tables."""
+"""The bases of every table and the types of their columns. Knows nothing of any slice's tables but
+that rows belong to tenants."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -27,6 +28,14 @@ class Row(Base):
 
     id: Mapped[UUID] = mapped_column(default=uuid4, primary_key=True, sort_order=-100)
     created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp(), sort_order=100)
+
+
+class TenantTable(Row):
+    """Whoever owns models, endpoints and keys."""
+
+    __tablename__ = "tenants"
+
+    name: Mapped[str] = mapped_column(unique=True)
 
 
 class TenantRow(Row):

@@ -49,7 +49,7 @@ class JobsLoop:
         async with leadership.transaction() as session:
             await service.requeue_lost(session)
             due = await service.take_hints(session)
-            next_s = await service.next_expiry_s(session)
+            next_s = await service.next_look_s(session)
         for job_id in due:
             await asyncio.to_thread(self._publisher.publish, job_id)
         return next_s

@@ -17,8 +17,9 @@ from control_plane.events.service import record
 LEASE_S = 6.0
 HEARTBEAT_S = 2.0
 MAX_ATTEMPTS = 3
-FIRST_HINT_AGAIN_S = 10.0
-LAST_HINT_AGAIN_S = 600.0
+HINT_AGAIN_S = 600.0
+RETRY_HINTS = 2
+"""A job that is to wait before its next attempt counts as hinted so often: 4 s."""
 
 NOW = func.clock_timestamp()
 
@@ -98,7 +99,7 @@ async def give_back(session: AsyncSession, row: JobTable, reason: str, *, at_onc
         await fail(session, row, f"{reason} It was tried {row.attempts} times and is given up.")
         return
     row.worker, row.lease_until = None, None
-    row.hints, row.hinted_at = (0, None) if at_once else (0, await _now(session))
+    row.hints, row.hinted_at = (0, None) if at_once else (RETRY_HINTS, await _now(session))
     await _move(session, row, "queued", reason)
     await ring(session, "jobs")
 
@@ -115,8 +116,7 @@ async def requeue_lost(session: AsyncSession) -> int:
 async def take_hints(session: AsyncSession, *, limit: int = 100) -> list[UUID]:
     """Queued jobs that a worker must be told of now: never told, or told long ago and still there. A hint is repeated
     ever more rarely, so that a worker that is away for long does not come back to a heap of them."""
-    pause = func.least(FIRST_HINT_AGAIN_S * func.power(2, func.least(JobTable.hints, 10) - 1), LAST_HINT_AGAIN_S)
-    due = or_(JobTable.hinted_at.is_(None), JobTable.hinted_at + func.make_interval(0, 0, 0, 0, 0, 0, pause) < NOW)
+    due = or_(JobTable.hinted_at.is_(None), _hint_due() <= NOW)
     query = select(JobTable).where(JobTable.status == "queued", due).order_by(JobTable.created_at).limit(limit)
     rows = list((await session.execute(query.with_for_update(skip_locked=True))).scalars())
     now = await _now(session)
@@ -126,11 +126,20 @@ async def take_hints(session: AsyncSession, *, limit: int = 100) -> list[UUID]:
     return [row.id for row in rows]
 
 
-async def next_expiry_s(session: AsyncSession) -> float | None:
-    """Seconds until the first lease of a running job runs out; None where none runs."""
-    first = select(func.extract("epoch", func.min(JobTable.lease_until) - NOW)).where(JobTable.status == "running")
-    seconds = (await session.execute(first)).scalar_one_or_none()
+async def next_look_s(session: AsyncSession) -> float | None:
+    """Seconds until a running job's lease runs out or a queued job's hint must be sent again; None: neither."""
+    lease = select(func.min(JobTable.lease_until)).where(JobTable.status == "running").scalar_subquery()
+    hint = select(func.min(_hint_due())).where(JobTable.status == "queued").scalar_subquery()
+    seconds: float | None = (
+        await session.execute(select(func.extract("epoch", func.least(lease, hint) - NOW)))
+    ).scalar_one()
     return None if seconds is None else max(0.05, float(seconds))
+
+
+def _hint_due() -> Any:
+    """2, 4, 8 … s after the last hint."""
+    pause_s = func.least(func.power(2, func.least(JobTable.hints, 20)), HINT_AGAIN_S)
+    return JobTable.hinted_at + func.make_interval(0, 0, 0, 0, 0, 0, pause_s)
 
 
 async def _now(session: AsyncSession) -> datetime:

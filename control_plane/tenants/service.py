@@ -9,10 +9,11 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from control_plane.db.base import TenantTable
 from control_plane.db.bells import ring
 from control_plane.errors import Conflict, Invalid, Missing
 from control_plane.events.service import record
-from control_plane.tenants.tables import KeyTable, TenantTable
+from control_plane.tenants.tables import KeyTable
 from data_plane.wire.keys import KeyRecord, Scope, hash_secret, new_key, split_key
 
 DEFAULT_TENANT = "default"

@@ -1,4 +1,4 @@
-"""Tables of tenants and their API keys."""
+"""The table of API keys. That of tenants stands in db/base.py, because every row refers to it."""
 
 from datetime import datetime
 from uuid import UUID
@@ -7,15 +7,7 @@ from sqlalchemy import Text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
-from control_plane.db.base import Row, TenantRow
-
-
-class TenantTable(Row):
-    """Whoever owns models, endpoints and keys."""
-
-    __tablename__ = "tenants"
-
-    name: Mapped[str] = mapped_column(unique=True)
+from control_plane.db.base import TenantRow
 
 
 class KeyTable(TenantRow):

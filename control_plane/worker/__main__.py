@@ -11,7 +11,7 @@ from celery.signals import worker_ready, worker_shutting_down
 from control_plane import settings as settings_module
 from control_plane.catalog.service import IMPORT
 from control_plane.jobs.broker import make_celery
-from control_plane.settings import SettingsError
+from control_plane.settings import Settings, SettingsError
 from control_plane.worker.imports import import_handler
 from control_plane.worker.runner import JobRunner
 from control_plane.worker.tasks import register
@@ -19,12 +19,17 @@ from data_plane.logs import configure_logging
 
 
 def main() -> int:
-    """Runs until SIGTERM or SIGINT; a job in work is then given back."""
+    """Reads the settings and runs until SIGTERM or SIGINT; a job in work is then given back."""
     try:
         settings = settings_module.read("control_plane.worker")
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
+    return run(settings)
+
+
+def run(settings: Settings) -> int:
+    """The worker with these settings, in this process, until a signal."""
     configure_logging("worker")
     log = structlog.get_logger("control_plane.worker")
     settings.home.mkdir(parents=True, exist_ok=True)

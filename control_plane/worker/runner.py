@@ -72,13 +72,16 @@ class JobRunner:
         self._handlers = handlers
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
+        self._stopped = False
 
     def run(self, job_id: UUID) -> None:
         """Blocks until the job ended, was lost or given back; does nothing if it is not there to be claimed."""
-        asyncio.run(self._run(job_id))
+        if not self._stopped:  # a hint that arrives after `stop` is for another worker; it is sent again
+            asyncio.run(self._run(job_id))
 
     def stop(self) -> None:
-        """From a signal handler or another thread: the current job is given back at once."""
+        """From a signal handler or another thread: the current job is given back at once, no other is begun."""
+        self._stopped = True
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop.set)
 
