@@ -229,7 +229,7 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[bytes
 def prompt(number: int, words: int) -> str:
     """A prompt of so many words, the same for the same number and different from its first word on for others."""
     choose = random.Random(_SEED + number)  # noqa: S311 # nothing here is a secret
-    return " ".join([str(number), *choose.choices(_WORDS, k=max(1, words - 1))])
+    return " ".join([str(number), *choose.choices(_WORDS, k=words - 1)])
 
 
 def summarise(concurrency: int, samples: Sequence[Sample]) -> Case:

