@@ -104,6 +104,10 @@ class Completions:
                     upstream = await stack.enter_async_context(self._upstream(call))
                 except ApiError as error:
                     failure = error
+                except asyncio.CancelledError:
+                    if not self._is_cut():
+                        raise
+                    failure = errors.shutting_down()
             response = patience.response
             if upstream is None:
                 assert failure is not None

@@ -129,7 +129,7 @@ class GatewayServer(web.Server):
             if not self.cut:
                 exchange.outcome, exchange.status = "cancelled", 499
                 raise
-            response = exchange.refuse(errors.shutting_down())
+            response = self._refuse(exchange, errors.shutting_down())
         except ConnectionError:
             exchange.outcome, exchange.status = "cancelled", 499
             raise
@@ -146,14 +146,21 @@ class GatewayServer(web.Server):
         try:
             return await self._dispatch(exchange)
         except ApiError as error:
-            return exchange.refuse(error)
+            return self._refuse(exchange, error)
         except ConnectionError:
             raise
         except Exception as error:  # noqa: BLE001 - the last line of defence: logged in full, told in general
             _log.error("request_failed", request_id=exchange.request_id, exc_info=error)
             exchange.outcome = "error"
             words = f"Something went wrong inside the gateway. Its log has request id {exchange.request_id}."
-            return exchange.refuse(ApiError(500, words, type="server_error", code="internal"))
+            return self._refuse(exchange, ApiError(500, words, type="server_error", code="internal"))
+
+    def _refuse(self, exchange: Exchange, error: ApiError) -> web.StreamResponse:
+        """An error as the answer; where another answer has begun, its connection breaks: never a clean end."""
+        if exchange.request.writer.output_size > 0:
+            exchange.note_error(error)
+            raise ConnectionResetError(f"an answer had begun when this failed: {error}")
+        return exchange.refuse(error)
 
     async def _dispatch(self, exchange: Exchange) -> web.StreamResponse:
         request = exchange.request

@@ -25,8 +25,11 @@ class StateFollower:
     async def run(self) -> None:
         """Follow until cancelled."""
         backoff = Backoff()
+        unasked = Backoff(first_s=0.02, most_s=1.0)
         away = False
+        loop = asyncio.get_running_loop()
         while True:
+            asked = loop.time()
             try:
                 state = await self._control.state(self._version)
             except ControlUnavailable as error:
@@ -42,3 +45,8 @@ class StateFollower:
             if state.version != self._version:
                 self._version = state.version
                 self._on_state(state)
+            elif loop.time() - asked < 1.0:
+                # the same again without the wait that was asked for: do not spin on it
+                await asyncio.sleep(unasked.next_s())
+                continue
+            unasked.reset()

@@ -5,17 +5,20 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
 import psutil
+import pytest
 
+from data_plane.gateway.settings import GatewaySettings
 from tests.fakes.control import NODE_KEY, FakeControl
 from tests.fakes.runner import FakeRunner
 
-from .world import World, chat, eventually
+from .world import SETTINGS, World, chat, eventually
 
 
 def free_port() -> int:
@@ -25,7 +28,7 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def process(control: FakeControl, *extra: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+async def process(control: FakeControl, *extra: str) -> AsyncGenerator[tuple[asyncio.subprocess.Process, str]]:
     """A real gateway process that is ready; killed afterwards if it is still there."""
     port = free_port()
     command = [sys.executable, "-m", "data_plane.gateway", "--control", control.url, "--port", str(port), *extra]
@@ -154,3 +157,25 @@ async def test_metrics(world: World) -> None:
     assert 'ebb_gateway_inflight{endpoint="chat"} 0.0' in text
     assert 'ebb_gateway_rejections_total{reason="endpoint_not_found"} 1.0' in text
     assert "no-such" not in text, "labels are bounded by the endpoints there are"
+
+
+class TestCut:
+    """What still waits for a runner's first byte at the drain limit ends in an error, however far its answer is."""
+
+    @pytest.fixture
+    def settings(self) -> GatewaySettings:
+        return replace(SETTINGS, drain_s=0.2)
+
+    @pytest.mark.parametrize(("stream", "commented"), [(False, False), (True, False), (True, True)])
+    async def test_hung_before_the_first_byte(self, world: World, stream: bool, commented: bool) -> None:
+        runner = await world.runner()
+        runner.behaviour.hang = "before_first_byte"
+        await world.live(runner)
+        running = asyncio.create_task(post(world.client, world.url, world.key, "chat", stream))
+        await runner.until_running(1)
+        await asyncio.sleep(0.5 if commented else 0)
+        await world.gateway.stop()
+        status, text = await running
+        assert status == (200 if commented else 503)
+        assert text.count('"code":"shutting_down"') == 1
+        assert text.startswith(": waiting") == commented

@@ -1,0 +1,175 @@
+"""The line of waiting requests by itself: what cannot be hit surely through sockets."""
+
+import asyncio
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_plane.gateway.activation import Activation, Ask
+from data_plane.gateway.control import ControlUnavailable
+from data_plane.gateway.settings import HoldLimits
+from data_plane.router.lease import InFlight, Lease
+from data_plane.router.table import RouteTable
+from data_plane.wire.errors import ApiError
+from data_plane.wire.routes import EndpointRoute, EndpointState, GatewayState, ReplicaRoute, WakeAnswer
+
+
+class Bench:
+    """An activation with one endpoint `e`, and a control plane that is a method."""
+
+    def __init__(self) -> None:
+        self.table = RouteTable()
+        self.in_flight = InFlight()
+        self.wakes = 0
+        self.away = False
+        limits = HoldLimits(wake_every_s=0.01, avoid_s=0.02)
+        self.activation = Activation(self.table, self.in_flight, self.wake, limits)
+        self.versions = 0
+        self.answer = WakeAnswer("waking")
+
+    async def wake(self, endpoint_id: str, request_id: str, waiting: int) -> WakeAnswer:
+        self.wakes += 1
+        assert (endpoint_id, request_id != "", waiting > 0) == ("e", True, True)
+        if self.away:
+            raise ControlUnavailable("away")
+        return self.answer
+
+    def set(self, state: EndpointState, *slots: int, reason: str | None = None, retry_at: float | None = None) -> None:
+        replicas = tuple(ReplicaRoute(f"r{index}", "http://x", "t", count) for index, count in enumerate(slots))
+        route = EndpointRoute("e", "t", "chat", "m", state, 0, 10, replicas, reason=reason, retry_at=retry_at)
+        self.versions += 1
+        changed = self.table.update(GatewayState(str(self.versions), (route,), ()), 0.0)
+        self.activation.table_changed(changed)
+
+    def ask(self, hold_s: float = 5.0) -> "asyncio.Task[Lease]":
+        now = asyncio.get_running_loop().time()
+        ask = Ask("e", "chat", f"q{now}", 10, now, now + hold_s)
+        return asyncio.create_task(self.activation.acquire(ask, lambda: None))
+
+    async def waiting(self, count: int) -> None:
+        async with asyncio.timeout(2):
+            while self.activation.waiting("e") != (count, 10 * count):  # noqa: ASYNC110 - looked at from outside
+                await asyncio.sleep(0)
+
+    def check(self) -> None:
+        self.in_flight.check()
+        self.activation.check()
+
+
+async def test_a_turn_that_meets_a_cancelled_request_is_given_on() -> None:
+    bench = Bench()
+    bench.set("zero")
+    first, second = bench.ask(), bench.ask()
+    await bench.waiting(2)
+    bench.set("live", 1)  # the first has its turn now, though it has not run yet
+    assert bench.in_flight.total == 1
+    first.cancel()
+    lease = await second
+    assert first.cancelled()
+    assert bench.in_flight.total == 1
+    lease.give_back()
+    assert bench.in_flight.total == 0
+    bench.check()
+
+
+async def test_waiting_goes_before_newly_come() -> None:
+    bench = Bench()
+    bench.set("zero")
+    old = bench.ask()
+    await bench.waiting(1)
+    bench.set("live", 1)
+    lease = await old
+    new = await bench.ask()
+    assert bench.in_flight.of_replica("r0") == 2, "with nobody in line, a full replica still takes what comes"
+    lease.give_back()
+    new.give_back()
+    bench.check()
+
+
+async def test_wakes_go_on_while_the_control_plane_is_away() -> None:
+    bench = Bench()
+    bench.away = True
+    bench.set("zero")
+    held = bench.ask()
+    async with asyncio.timeout(2):
+        while bench.wakes < 3:  # noqa: ASYNC110 - looked at from outside
+            await asyncio.sleep(0.01)
+    bench.set("live", 1)
+    (await held).give_back()
+    bench.check()
+
+
+async def test_a_wake_that_answers_failed_fails_the_waiters() -> None:
+    bench = Bench()
+    bench.answer = WakeAnswer("failed", reason="no node has room")
+    bench.set("failed", reason="old", retry_at=time.time() - 1)
+    with pytest.raises(ApiError, match="no node has room") as caught:
+        await bench.ask()
+    assert caught.value.headers == {"x-should-retry": "false"}
+    bench.check()
+
+
+async def test_avoided_replica_is_tried_again_after_a_while() -> None:
+    bench = Bench()
+    bench.set("live", 4)
+    bench.activation.avoid("e", "r0")
+    held = bench.ask()
+    await bench.waiting(1)
+    async with asyncio.timeout(2):
+        (await held).give_back()
+    bench.check()
+
+
+async def test_closed_takes_nobody() -> None:
+    bench = Bench()
+    bench.set("zero")
+    held = bench.ask()
+    await bench.waiting(1)
+    bench.activation.close()
+    for task in (held, bench.ask()):
+        with pytest.raises(ApiError) as caught:
+            await task
+        assert caught.value.body.code == "shutting_down"
+    bench.check()
+
+
+STEPS = st.lists(st.sampled_from(("ask", "cancel", "return", "zero", "one", "two", "failed", "turn")), max_size=60)
+
+
+@settings(max_examples=200, deadline=None)
+@given(STEPS)
+async def test_no_order_of_events_loses_a_place(steps: list[str]) -> None:
+    """Asks, cancellations, returns and route changes in any order: books balance, and all end empty."""
+    bench = Bench()
+    bench.set("zero")
+    asked: list[asyncio.Task[Lease]] = []
+    for step in steps:
+        running = [task for task in asked if not task.done()]
+        if step == "ask":
+            asked.append(bench.ask())
+        elif step == "cancel" and running:
+            running[len(running) // 2].cancel()
+        elif step == "return":
+            done = [task for task in asked if task.done() and not task.cancelled() and not task.exception()]
+            if done:
+                done[0].result().give_back()
+        elif step == "turn":
+            await asyncio.sleep(0)
+        elif step == "failed":
+            bench.set("failed", reason=f"number {bench.versions}", retry_at=time.time() + 60)
+        elif step in ("zero", "one", "two"):
+            bench.set(*{"zero": ("zero",), "one": ("live", 1), "two": ("live", 2, 3)}[step])  # type: ignore[arg-type]
+        bench.in_flight.check()
+    bench.set("live", 100)
+    for result in await asyncio.gather(*asked, return_exceptions=True):
+        if isinstance(result, Lease):
+            result.give_back()
+        elif isinstance(result, ApiError):
+            assert result.body.code == "model_failed"
+        else:
+            assert isinstance(result, asyncio.CancelledError)
+    bench.check()
+    assert bench.in_flight.total == 0
+    assert bench.activation.waiting("e") == (0, 0)
