@@ -18,6 +18,8 @@ def guarded(build: Callable[[], _Built], error_type: type[WeightsError], what: s
     """
     try:
         return build()
+    except WeightsError:
+        raise
     except BaseException as error:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise error_type(f"{what} cannot be used: {str(error)[:300]}") from None
