@@ -7,6 +7,7 @@ from msgspec import UnsetType
 
 from data_plane.engine.outputs import TokenLogprobs
 from data_plane.runner.generation import Branch, Generation
+from data_plane.runner.note import NOTE
 from data_plane.runner.requests import room_for, sampling
 from data_plane.runner.respond import respond
 from data_plane.runner.served import ServedModel
@@ -39,8 +40,8 @@ async def chat_completions(http: web.Request, served: ServedModel) -> web.Stream
         Branch(prompt, params, _transcript(served, request))
         for params in sampling(request, served, max_tokens=limit, logprobs=logprobs)
     ]
-    generation = Generation(served.engine, served.metrics, http["request_id"], branches, started_at)
-    http["generation"] = generation
+    generation = Generation(served.engine, served.metrics, http[NOTE].request_id, branches, started_at)
+    http[NOTE].generation = generation
     shape = _ChatShape(f"chatcmpl-{http['request_id']}", served, with_logprobs=logprobs is not None)
     return await respond(http, generation, shape, request, started_at)
 

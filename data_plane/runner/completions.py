@@ -10,6 +10,7 @@ from msgspec import UnsetType
 from data_plane.engine.outputs import TokenLogprobs
 from data_plane.runner.detokenizer import Detokenizer
 from data_plane.runner.generation import Branch, Generation
+from data_plane.runner.note import NOTE
 from data_plane.runner.requests import check_tokens, room_for, sampling
 from data_plane.runner.respond import respond
 from data_plane.runner.served import ServedModel
@@ -41,8 +42,8 @@ async def completions(http: web.Request, served: ServedModel) -> web.StreamRespo
         ):
             branches.append(Branch(prompt.tokens, params, _transcript(served, request, prompt)))
             echoed.append(prompt.echoed)
-    generation = Generation(served.engine, served.metrics, http["request_id"], branches, started_at)
-    http["generation"] = generation
+    generation = Generation(served.engine, served.metrics, http[NOTE].request_id, branches, started_at)
+    http[NOTE].generation = generation
     shape = _CompletionShape(f"cmpl-{http['request_id']}", served, request, echoed)
     return await respond(http, generation, shape, request, started_at)
 

@@ -13,6 +13,7 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from data_plane.runner.generation import Branch, Generation
+from data_plane.runner.note import NOTE
 from data_plane.runner.transcript import Delta
 from data_plane.wire.errors import ApiError
 from data_plane.wire.openai import GenerationRequest
@@ -65,22 +66,24 @@ async def respond(
     async with generation:
         changed = await generation.advance()
         if not request.stream:
-            return await _whole(generation, shape, started_at)
+            answer = await _whole(generation, shape, started_at)
+            http[NOTE].outcome = "ok"
+            return answer
         response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream; charset=utf-8",
                 "Cache-Control": "no-cache",
                 "X-Accel-Buffering": "no",
                 "openai-processing-ms": _elapsed_ms(started_at),
-                **http["headers"],
             }
         )
         await response.prepare(http)
         try:
             await _stream(response, generation, shape, UsageWish.of(request), changed)
+            http[NOTE].outcome = "ok"
         except ApiError as error:
             # the status has gone out already: the failure is an event, and no [DONE] follows it
-            http["outcome"] = error.body.code
+            http[NOTE].outcome = error.body.code or "error"
             await _send(response, b"data: " + error.encode() + b"\n\n")
         await response.write_eof()
         return response

@@ -15,7 +15,7 @@ from aiohttp.typedefs import Middleware
 from data_plane.runner.access import Access
 from data_plane.runner.chat import chat_completions
 from data_plane.runner.completions import completions
-from data_plane.runner.generation import Generation
+from data_plane.runner.note import NOTE, Note
 from data_plane.runner.served import ServedModel
 from data_plane.runner.tokenize import detokenize, tokenize, tokenizer_info
 from data_plane.wire.errors import ApiError, not_found, unavailable
@@ -104,8 +104,7 @@ async def _envelope(request: web.Request, handler: Handler) -> web.StreamRespons
     """Gives the request its id, and every failure the same shape."""
     http = request
     given = http.headers.get("x-request-id", "")
-    http["request_id"] = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-    http["headers"] = {}
+    note = http[NOTE] = Note(given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
     try:
         return await handler(http)
     except ApiError as error:
@@ -114,11 +113,10 @@ async def _envelope(request: web.Request, handler: Handler) -> web.StreamRespons
         return _error_response(_from_http(http, error))
     except (ConnectionError, TimeoutError):
         # the client went away, or takes nothing any more, in the middle of its answer: nobody is left to tell
-        http["outcome"] = "client_gone"
         raise
     except Exception:  # a fault of ours must not show its insides; the log has them
-        log.exception("request failed", request_id=http["request_id"], path=http.path)
-        message = f"Something went wrong in the runner. Its log has the details under {http['request_id']}."
+        log.exception("request failed", request_id=note.request_id, path=http.path)
+        message = f"Something went wrong in the runner. Its log has the details under {note.request_id}."
         return _error_response(ApiError(500, message, type="server_error", code="internal_error"))
 
 
@@ -130,7 +128,7 @@ def _guard(service: Service) -> Middleware:
         rule = _RULES.get(path, "infer")
         if rule != "open":
             scope: Scope | None = None if rule == "launch" else rule
-            request["key"] = service.access.check(request.headers.get("authorization"), scope, time.time())
+            request[NOTE].key = service.access.check(request.headers.get("authorization"), scope, time.time())
         return await handler(request)
 
     return guard
@@ -161,23 +159,20 @@ def _work(service: Service, handler: ModelHandler) -> Handler:
         model = service.serving()
         service.begin()
         started_at = time.monotonic()
-        outcome = "client_gone"
         try:
-            response = await handler(http, model)
-            outcome = http.get("outcome", "ok")
-            return response
+            return await handler(http, model)
         except ApiError as error:
-            outcome = error.body.code or str(error.status)
+            http[NOTE].outcome = error.body.code or str(error.status)
             raise
         finally:
             service.end()
-            _log_end(http, outcome, started_at)
+            _log_end(http.path, http[NOTE], started_at)
 
     return call
 
 
-def _log_end(http: web.Request, outcome: str, started_at: float) -> None:
-    generation: Generation | None = http.get("generation")
+def _log_end(path: str, note: Note, started_at: float) -> None:
+    generation = note.generation
     numbers: dict[str, object] = {}
     if generation is not None:
         firsts = [branch.first_at for branch in generation.branches if branch.first_at is not None]
@@ -189,10 +184,10 @@ def _log_end(http: web.Request, outcome: str, started_at: float) -> None:
         }
     log.info(
         "request ended",
-        request_id=http["request_id"],
-        path=http.path,
-        key=http.get("key"),
-        outcome=outcome,
+        request_id=note.request_id,
+        path=path,
+        key=note.key,
+        outcome=note.outcome,
         ms=round((time.monotonic() - started_at) * 1000, 1),
         **numbers,
     )
@@ -214,8 +209,9 @@ def _from_http(http: web.Request, error: web.HTTPException) -> ApiError:
 
 
 async def _add_headers(http: web.Request, response: web.StreamResponse) -> None:
-    if "request_id" in http:
-        response.headers["x-request-id"] = http["request_id"]
+    note = http.get(NOTE)
+    if note is not None:
+        response.headers["x-request-id"] = note.request_id
     response.headers.pop("Server", None)
 
 
