@@ -42,7 +42,7 @@ async def chat_completions(http: web.Request, served: ServedModel) -> web.Stream
     ]
     generation = Generation(served.engine, served.metrics, http[NOTE].request_id, branches, started_at)
     http[NOTE].generation = generation
-    shape = _ChatShape(f"chatcmpl-{http['request_id']}", served, with_logprobs=logprobs is not None)
+    shape = _ChatShape(f"chatcmpl-{http[NOTE].request_id}", served, with_logprobs=logprobs is not None)
     return await respond(http, generation, shape, request, started_at)
 
 

@@ -44,7 +44,7 @@ async def completions(http: web.Request, served: ServedModel) -> web.StreamRespo
             echoed.append(prompt.echoed)
     generation = Generation(served.engine, served.metrics, http[NOTE].request_id, branches, started_at)
     http[NOTE].generation = generation
-    shape = _CompletionShape(f"cmpl-{http['request_id']}", served, request, echoed)
+    shape = _CompletionShape(f"cmpl-{http[NOTE].request_id}", served, request, echoed)
     return await respond(http, generation, shape, request, started_at)
 
 
