@@ -62,7 +62,14 @@ def main() -> int:
     )
     structlog.get_logger("control_plane").info("starting", host=settings.host, port=settings.port)
     server = Server(config, app.state.bells)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+    def ended(_: int, __: FrameType | None) -> None:
+        """uvicorn raises the signal again when it has shut down; that is then a good end."""
+        if not server.should_exit:
+            raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, ended)
+    signal.signal(signal.SIGINT, ended)
     server.run()
     return 0 if server.started else 1
 

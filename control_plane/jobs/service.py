@@ -130,9 +130,8 @@ async def next_look_s(session: AsyncSession) -> float | None:
     """Seconds until a running job's lease runs out or a queued job's hint must be sent again; None: neither."""
     lease = select(func.min(JobTable.lease_until)).where(JobTable.status == "running").scalar_subquery()
     hint = select(func.min(_hint_due())).where(JobTable.status == "queued").scalar_subquery()
-    seconds: float | None = (
-        await session.execute(select(func.extract("epoch", func.least(lease, hint) - NOW)))
-    ).scalar_one()
+    query = select(func.extract("epoch", func.least(lease, hint) - NOW))
+    seconds: Any = (await session.execute(query)).scalar_one()
     return None if seconds is None else max(0.05, float(seconds))
 
 
