@@ -67,6 +67,7 @@ async def test_failure_fails_all_waiters_at_once(world: World) -> None:
     await world.known()
     waiters = [asyncio.create_task(fetch(world)) for _ in range(5)]
     await eventually(lambda: world.gateway.activation.waiting("id-chat")[0] == 5)
+    await eventually(lambda: len(world.control.wakes) >= 1)
     world.control.change("id-chat", state="failed", reason="The artifact is truncated", retry_at=time.time() + 60)
     for status, headers, body in await asyncio.gather(*waiters):
         assert (status, body["error"]["code"]) == (503, "model_failed")
@@ -151,9 +152,10 @@ async def test_client_gone_while_waiting(world: World) -> None:
     world.endpoint()
     await world.known()
     waiter = asyncio.create_task(fetch(world))
-    await eventually(lambda: world.gateway.activation.waiting("id-chat")[0] == 1)
+    await eventually(lambda: len(world.control.wakes) >= 1)
     waiter.cancel()
     await eventually(lambda: world.gateway.activation.waiting("id-chat") == (0, 0), within_s=1.0)
+    await asyncio.sleep(0.05)  # a wake may have been on its way
     wakes = len(world.control.wakes)
     await asyncio.sleep(0.5)
     assert len(world.control.wakes) == wakes, "nobody waits, so nothing is woken"
