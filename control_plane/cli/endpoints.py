@@ -46,7 +46,7 @@ def deploy(
         return print_json(endpoint)
     stderr().print(f"Endpoint '{name}' (revision {endpoint['revision']}) serves '{model}' at:")
     typer.echo(endpoint["url"])
-    stderr().print(f"Talk to it with 'ebb chat {name}'{_flag(home)}.")
+    stderr().print(f"Talk to it with 'ebb chat {name}{_flag(home)}'.")
 
 
 def wait_deployed(api: Api, name: str) -> Json:
@@ -75,7 +75,7 @@ def ps(home: HomeOption = DEFAULT_HOME, output: OutputOption = Output.table) -> 
     rows = [
         (
             *(item["endpoint"], item["model"], item["state"], item["desired"], item["ready"]),
-            *(f"{item['min']}..{item['max']}", f"{item['idle_s']} s", item["url"], item["reason"] or item["phase"]),
+            *(f"{item['min']}..{item['max']}", f"{item['idle_s']:g} s", item["url"], item["reason"] or item["phase"]),
         )
         for item in items
     ]
@@ -101,7 +101,7 @@ def scale(
     if output is Output.json:
         return print_json(endpoint)
     stderr().print(
-        f"Endpoint '{name}': {endpoint['min']} to {endpoint['max']} replicas, asleep after {endpoint['idle_s']} s."
+        f"Endpoint '{name}': {endpoint['min']} to {endpoint['max']} replicas, asleep after {endpoint['idle_s']:g} s."
     )
 
 

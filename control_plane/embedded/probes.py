@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from data_plane.wire.keys import split_key
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -45,3 +47,12 @@ def has_ready_node(control_url: str, key: str, name: str) -> bool:
     if answer.status != 200:
         return False
     return any(node["name"] == name and node["status"] == "ready" for node in answer.json()["items"])
+
+
+def keys_work(control_url: str, key: str, node_key: str) -> bool:
+    """Whether `key` may administer and `node_key` is neither unknown nor revoked."""
+    answer = get(f"{control_url}/api/v1/keys", key)
+    if answer.status != 200:
+        return False
+    live = {item["prefix"] for item in answer.json()["items"] if item["revoked_at"] is None}
+    return split_key(node_key)[0] in live

@@ -13,11 +13,11 @@ from control_plane.embedded import plan, probes
 from control_plane.embedded.child import Child, ChildSpec
 from control_plane.embedded.errors import AlreadyRunningError, DatabaseError, StartError
 from control_plane.embedded.home import Credentials, Home, Secrets
-from control_plane.embedded.leftovers import RUNNERS_GRACE_S, STOP_ORDER, runners_cleanup_command, stop_leftovers
+from control_plane.embedded.leftovers import RUNNERS_GRACE_S, runners_cleanup_command, stop_leftovers
 from control_plane.embedded.lock import HomeLock
 from control_plane.embedded.plan import Platform
 from control_plane.embedded.ports import require_free
-from control_plane.embedded.postgres import embedded_postgres
+from control_plane.embedded.postgres import EmbeddedPostgres, embedded_postgres
 from control_plane.embedded.records import SupervisorRecord, read_record, record_of
 from data_plane.wire.keys import new_key
 
@@ -51,6 +51,8 @@ class Supervisor:
         self.platform = platform
         self._tell = tell
         self._children: dict[str, Child] = {}
+        self._postgres: EmbeddedPostgres | None = None
+        self._fresh = True
         self._ready = False
         self._stopping = False
 
@@ -88,41 +90,46 @@ class Supervisor:
         _rotate_logs(home)
         known, secrets = home.read_credentials(), home.read_secrets()
         node_key = secrets["node_key"] if secrets else new_key()[0]
-        home.write_secrets(Secrets(node_key=node_key))
         key = known["key"] if known else new_key()[0]
         credentials = Credentials(control=platform.control, gateway=platform.gateway, key=key)
-        home.write_credentials(credentials)
         database_url = await self._start_database()
-        # These need no database to start; they ask the control plane again until it answers.
-        self._run(plan.gateway_child(platform, node_key))
-        self._run(plan.node_child(platform, node_key))
-        keys = await self._prepare(database_url, key, node_key)
-        credentials["key"] = keys["key"]
-        home.write_credentials(credentials)
-        if keys["node_key"] != node_key:
-            await self._change_node_key(keys["node_key"])
+        # Only a database that this home has used before is trusted unseen: preparing it takes as long as all the rest.
+        seen = known is not None and secrets is not None and platform.database_url is None
+        if not seen or not await self._postgres_is_ready():
+            keys = await self._prepare(database_url, key, node_key)
+            credentials["key"], node_key = keys["key"], keys["node_key"]
         self._run(plan.control_child(platform, database_url))
         self._run(plan.worker_child(platform, database_url))
+        # These two would ask in vain before, at growing distances, and there is no idle core for them to start on.
+        await self._until("control", lambda: probes.is_ready(platform.control))
+        if seen and not await asyncio.to_thread(probes.keys_work, platform.control, credentials["key"], node_key):
+            keys = await self._prepare(database_url, key, node_key)
+            credentials["key"], node_key = keys["key"], keys["node_key"]
+        home.write_credentials(credentials)
+        home.write_secrets(Secrets(node_key=node_key))
+        self._run(plan.gateway_child(platform, node_key))
+        self._run(plan.node_child(platform, node_key))
         await self._wait_ready(credentials["key"])
         self._ready = True
         self._write_record()
         return credentials
 
+    async def _postgres_is_ready(self) -> bool:
+        """Wait for a server that was started on a data directory; False where that is a new one."""
+        if self._postgres is None or self._fresh:
+            return False
+        await self._until("postgres", self._postgres.is_ready)
+        return True
+
     async def _start_database(self) -> str:
         if self.platform.database_url is not None:
             return self.platform.database_url
         postgres = await asyncio.to_thread(embedded_postgres, self.platform.home.pgdata)
-        fresh = not (postgres.data / "PG_VERSION").exists()
-        self._tell("making a PostgreSQL data directory" if fresh else "starting PostgreSQL")
+        self._postgres = postgres
+        self._fresh = not (postgres.data / "PG_VERSION").exists()
+        self._tell("making a PostgreSQL data directory" if self._fresh else "starting PostgreSQL")
         self._run(plan.postgres_child(self.platform, postgres))
         return postgres.url
-
-    async def _change_node_key(self, node_key: str) -> None:
-        """The one on file was revoked, or belongs to another database: those that started with it start again."""
-        self.platform.home.write_secrets(Secrets(node_key=node_key))
-        for spec in (plan.gateway_child(self.platform, node_key), plan.node_child(self.platform, node_key)):
-            await self._children[spec.name].stop()
-            self._run(spec)
 
     async def _prepare(self, database_url: str, key: str, node_key: str) -> dict[str, str]:
         self._tell("migrating the database")
@@ -156,23 +163,22 @@ class Supervisor:
     async def _wait_ready(self, key: str) -> None:
         """Until a request could be served: every process says so itself, and the node is known to the control plane."""
         platform = self.platform
-        checks: list[tuple[str, Callable[[], bool]]] = [
-            ("control", lambda: probes.is_ready(platform.control)),
-            ("node", lambda: probes.has_ready_node(platform.control, key, platform.node_name)),
-            ("gateway", lambda: probes.is_ready(platform.gateway)),
-            ("worker", lambda: plan.WORKER_READY in platform.home.log("worker").read_bytes()),
-        ]
+        await self._until("node", lambda: probes.has_ready_node(platform.control, key, platform.node_name))
+        await self._until("gateway", lambda: probes.is_ready(platform.gateway))
+        await self._until("worker", lambda: plan.WORKER_READY in platform.home.log("worker").read_bytes())
+
+    async def _until(self, name: str, check: Callable[[], bool]) -> None:
+        """Wait for one process. Raises StartError where it keeps dying, or takes longer than any machine should."""
+        self._tell(f"waiting for {name}")
         deadline = time.monotonic() + START_TIMEOUT_S
-        for name, check in checks:
-            self._tell(f"waiting for {name}")
-            while not await asyncio.to_thread(check):
-                self._raise_if_broken()
-                if time.monotonic() > deadline:
-                    raise StartError(
-                        f"{name} was not ready after {START_TIMEOUT_S:.0f} s. Its log is {platform.home.log(name)}; "
-                        "'ebb doctor' may tell why."
-                    )
-                await asyncio.sleep(_POLL_S)
+        while not await asyncio.to_thread(check):
+            self._raise_if_broken()
+            if time.monotonic() > deadline:
+                raise StartError(
+                    f"{name} was not ready after {START_TIMEOUT_S:.0f} s. Its log is {self.platform.home.log(name)}; "
+                    "'ebb doctor' may tell why."
+                )
+            await asyncio.sleep(_POLL_S)
 
     def _raise_if_broken(self) -> None:
         """A child that keeps dying while the platform starts will not get better by waiting."""
@@ -208,14 +214,20 @@ class Supervisor:
 
     async def _stop_all(self) -> None:
         self._stopping = True
-        for name in STOP_ORDER:
-            child = self._children.get(name)
-            if child is not None:
-                self._tell(f"stopping {name}")
-                await child.stop()
-                if name == "node":
-                    await self._stop_runners()
+        # The gateway drains while all it needs still runs; nobody may start a runner while runners are stopped.
+        await self._stop_children("gateway")
+        await self._stop_children("node", "worker", "control")
+        if "node" in self._children:
+            self._tell("stopping runners")
+            await self._stop_runners()
+        await self._stop_children("postgres")
         self.platform.home.supervisor.unlink(missing_ok=True)
+
+    async def _stop_children(self, *names: str) -> None:
+        children = [self._children[name] for name in names if name in self._children]
+        for child in children:
+            self._tell(f"stopping {child.spec.name}")
+        await asyncio.gather(*(child.stop() for child in children))
 
     async def _stop_runners(self) -> None:
         with self.platform.home.log("node").open("ab") as log:

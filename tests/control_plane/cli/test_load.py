@@ -65,13 +65,17 @@ async def server() -> AsyncIterator[Server]:
         yield state
 
 
+def _silent(_text: str, _done: int, _total: int) -> None:
+    """Progress that nobody looks at."""
+
+
 def plan(server: Server, *concurrency: int, requests: int | None = None) -> LoadPlan:
     return LoadPlan(server.url, "k", None, concurrency, prompt_tokens=65, new_tokens=5, requests_per_case=requests)
 
 
 async def test_measures_what_the_server_does(server: Server) -> None:
     told: list[tuple[str, int, int]] = []
-    one, four = await run_plan(plan(server, 1, 4), lambda *values: told.append(values))
+    one, four = await run_plan(plan(server, 1, 4), lambda text, done, total: told.append((text, done, total)))
     assert (one.requests, one.errors, four.requests, four.errors) == (10, 0, 10, 0)
     assert one.prompt_tokens == 65
     assert one.itl_p50_ms >= 1000 * GAP_S * 0.9
@@ -93,7 +97,7 @@ async def test_measures_what_the_server_does(server: Server) -> None:
 
 
 async def test_prompts_are_distinct_and_answers_as_long_as_asked(server: Server) -> None:
-    await run_plan(plan(server, 2, requests=6), lambda *_: None)
+    await run_plan(plan(server, 2, requests=6), _silent)
     cases = server.bodies[2:]
     assert len({body["prompt"].split()[0] for body in cases}) == 6
     assert all(body["ignore_eos"] and body["min_tokens"] == 5 and body["model"] == "tiny" for body in cases)
@@ -101,7 +105,7 @@ async def test_prompts_are_distinct_and_answers_as_long_as_asked(server: Server)
 
 async def test_refused_requests_are_errors_and_nothing_else(server: Server) -> None:
     server.refuse = 3
-    (case,) = await run_plan(plan(server, 1, requests=10), lambda *_: None)
+    (case,) = await run_plan(plan(server, 1, requests=10), _silent)
     assert (case.requests, case.errors) == (10, 3)
     assert case.first_error == "HTTP 503: queue full"
     assert case.decode_tps > 0
@@ -110,7 +114,7 @@ async def test_refused_requests_are_errors_and_nothing_else(server: Server) -> N
 async def test_a_server_that_is_not_there_is_a_sentence() -> None:
     nowhere = LoadPlan("http://127.0.0.1:1/v1", "", None, (1,), 8, 8, 1)
     with pytest.raises(CliError, match="does not answer"):
-        await run_plan(nowhere, lambda *_: None)
+        await run_plan(nowhere, _silent)
 
 
 def test_gaps_are_between_tokens_of_one_request() -> None:

@@ -1,6 +1,7 @@
 """A child is started again when it dies, stopped when it is told to, and killed when it does not obey."""
 
 import asyncio
+import dataclasses
 import os
 import signal
 import sys
@@ -94,7 +95,7 @@ async def test_a_start_that_cannot_be_prepared_is_told(tmp_path: Path) -> None:
         raise ValueError("no cluster")
 
     made = spec(tmp_path, SLEEPER)
-    child = Child(ChildSpec(**{**made.__dict__, "before_start": refuse}), lambda _: None)
+    child = Child(dataclasses.replace(made, before_start=refuse), lambda _: None)
     child.start()
     await until(lambda: child.failed is not None)
     assert str(child.failed) == "no cluster"

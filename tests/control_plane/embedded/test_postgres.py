@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from control_plane.embedded.postgres import EmbeddedPostgres, embedded_postgres
 
 
 @contextmanager
-def running(postgres: EmbeddedPostgres) -> Iterator[subprocess.Popen[bytes]]:
+def running(postgres: EmbeddedPostgres) -> Generator[subprocess.Popen[bytes]]:
     postgres.prepare()
     user = postgres.user
     process = subprocess.Popen(
