@@ -143,7 +143,9 @@ class Completions:
             return
         if upstream.failed:
             call.exchange.outcome = "error"
-        await response.write_eof()
+        # Many clients hang up on [DONE]: by then they have all of the answer, so that is no cancellation.
+        with contextlib.suppress(ConnectionError):
+            await response.write_eof()
 
     @contextlib.asynccontextmanager
     async def _upstream(self, call: Call) -> AsyncGenerator[Upstream]:
