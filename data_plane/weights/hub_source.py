@@ -8,13 +8,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # httpx's or httpx2's, by the library's version
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -55,7 +55,7 @@ def download_snapshot(
         status = error.response.status_code
         fatal = 400 <= status < 500 and status not in _RETRIED_STATUS
         raise SourceError(f"the hub answered {status} for {name}: {_brief(error)}", fatal=fatal) from error
-    except (httpx.HTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (HTTPError, OfflineModeIsEnabled, OSError) as error:
         raise SourceError(
             f"the hub {constants.ENDPOINT} could not be reached for {name}: {_brief(error)}; check the network",
             fatal=False,

