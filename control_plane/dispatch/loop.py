@@ -106,11 +106,11 @@ async def _stop_long_drains(leadership: Leadership) -> None:
 
 async def _count(session: AsyncSession) -> None:
     alive = select(EndpointTable.state, func.count()).where(EndpointTable.deleted_at.is_(None))
-    by_state = dict((await session.execute(alive.group_by(EndpointTable.state))).tuples().all())
+    by_state = dict((await session.execute(alive.group_by(EndpointTable.state))).all())
     for state in STATES:
         metrics.ENDPOINTS.labels(state).set(by_state.get(state, 0))
     present = select(ReplicaTable.status, func.count()).where(ReplicaTable.status.not_in(ENDED))
-    by_status = dict((await session.execute(present.group_by(ReplicaTable.status))).tuples().all())
+    by_status = dict((await session.execute(present.group_by(ReplicaTable.status))).all())
     for status in PHASES:
         if status not in ENDED:
             metrics.REPLICAS.labels(status).set(by_status.get(status, 0))

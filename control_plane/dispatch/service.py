@@ -50,7 +50,7 @@ async def desired_state(session: AsyncSession, node_id: UUID) -> DesiredState:
     )
     replicas = tuple(
         DesiredReplica(str(row.id), name, row.generation, row.intent, msgspec.convert(row.spec, ReplicaSpec))
-        for row, name in (await session.execute(query)).tuples()
+        for row, name in (await session.execute(query))
     )
     keys = tuple(await key_records(session))
     return DesiredState(hashlib.sha256(msgspec.json.encode((replicas, keys))).hexdigest()[:24], replicas, keys)
@@ -91,7 +91,7 @@ async def replica_counts(session: AsyncSession) -> dict[UUID, int]:
         .where(ReplicaTable.status.not_in(ENDED))
         .group_by(ReplicaTable.node_id)
     )
-    return dict((await session.execute(query)).tuples().all())
+    return dict((await session.execute(query)).all())
 
 
 async def _rows(session: AsyncSession, node_id: UUID) -> dict[str, ReplicaTable]:

@@ -29,7 +29,7 @@ async def list_replicas(session: AsyncSession, tenant_id: UUID, endpoint: str | 
     if endpoint is not None:
         found = await service.find(session, tenant_id, endpoint)
         query = query.where(ReplicaTable.endpoint_id == found.id)
-    return [to_replica(row, name, node) for row, name, node in (await session.execute(query)).tuples()]
+    return [to_replica(row, name, node) for row, name, node in (await session.execute(query))]
 
 
 async def log_sources(session: AsyncSession, tenant_id: UUID, endpoint: str) -> list[LogSource]:
@@ -42,7 +42,7 @@ async def log_sources(session: AsyncSession, tenant_id: UUID, endpoint: str) -> 
         .order_by(ReplicaTable.created_at.desc())
         .limit(MOST_LISTED)
     )
-    rows = (await session.execute(query)).tuples().all()
+    rows = (await session.execute(query)).all()
     alive = [(replica, node) for replica, node in rows if replica.status not in ENDED]
     return [_source(replica, node) for replica, node in reversed(alive or rows[:1])]
 
@@ -55,7 +55,7 @@ async def log_source(session: AsyncSession, tenant_id: UUID, replica_id: UUID) -
         .join(EndpointTable, EndpointTable.id == ReplicaTable.endpoint_id)
         .where(ReplicaTable.id == replica_id, EndpointTable.tenant_id == tenant_id)
     )
-    row = (await session.execute(query)).tuples().one_or_none()
+    row = (await session.execute(query)).one_or_none()
     if row is None:
         raise Missing("replica", str(replica_id), "ebb ps")
     return _source(*row)

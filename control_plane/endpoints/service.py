@@ -149,7 +149,7 @@ async def specs(session: AsyncSession, rows: list[EndpointTable]) -> dict[UUID, 
         )
         .where(EndpointTable.id.in_([row.id for row in rows]))
     )
-    return {endpoint_id: spec for endpoint_id, spec in (await session.execute(query)).tuples()}
+    return {endpoint_id: spec for endpoint_id, spec in (await session.execute(query))}
 
 
 def _check_limits(low: int, high: int, param: str = "min") -> None:

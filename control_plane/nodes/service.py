@@ -37,7 +37,7 @@ async def register(session: AsyncSession, tenant_id: UUID, node: NodeRegistratio
     upsert = new.on_conflict_do_update(
         index_elements=["tenant_id", "name"], set_={"epoch": NodeTable.epoch + 1, **facts}
     )
-    node_id, epoch = (await session.execute(upsert.returning(NodeTable.id, NodeTable.epoch))).tuples().one()
+    node_id, epoch = (await session.execute(upsert.returning(NodeTable.id, NodeTable.epoch))).one()
     reason = f"Its agent registered from {node.host}."
     await record(session, tenant_id, "node", node.name, "ready", reason, {"epoch": epoch, "version": node.version})
     await ring(session, "placement", f"node:{node_id}")
