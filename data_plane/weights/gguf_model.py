@@ -12,7 +12,7 @@ from data_plane.weights.errors import ArtifactError, ModelError
 from data_plane.weights.gguf import GgufFile
 from data_plane.weights.gguf_tokenizer import read_tokenizer
 from data_plane.weights.layout import ModelConfig, parse_config
-from data_plane.weights.source_model import SourceModel
+from data_plane.weights.source_model import SourceModel, fuse
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """Mistral's GGUFs say llama as well."""
@@ -59,8 +59,7 @@ class _TensorReader:
         self.used: set[str] = {_ROPE_FACTORS}
 
     def read(self, name: str) -> torch.Tensor:
-        parts = [self._part(source) for source in self.sources(name)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return fuse(name, [self._part(source) for source in self.sources(name)])
 
     @staticmethod
     def sources(name: str) -> list[str]:

@@ -18,7 +18,7 @@ from data_plane.weights.errors import ArtifactError, ModelError
 from data_plane.weights.hf_config import model_config
 from data_plane.weights.layout import ModelConfig
 from data_plane.weights.safetensors_file import TensorSpan, map_tensors, read_header
-from data_plane.weights.source_model import SourceModel
+from data_plane.weights.source_model import SourceModel, fuse
 from data_plane.weights.tokenizer_files import guarded, tokenizer_config
 
 INDEX = "model.safetensors.index.json"
@@ -145,8 +145,7 @@ class _TensorReader:
         self.folder, self.places, self.config = folder, places, config
 
     def read(self, name: str) -> torch.Tensor:
-        parts = [self._part(source) for source in self._sources(name)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return fuse(name, [self._part(source) for source in self._sources(name)])
 
     @staticmethod
     def _sources(name: str) -> list[str]:

@@ -11,6 +11,7 @@ from tiny_gguf import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYERS, permute, write_
 from data_plane.weights.artifact import Origin, open_artifact, write_artifact
 from data_plane.weights.errors import ModelError, WeightsError
 from data_plane.weights.gguf_model import open_gguf_model, restore_rotary_rows
+from data_plane.weights.source_model import fuse
 
 
 @pytest.mark.parametrize(
@@ -124,3 +125,10 @@ def test_sizes_of_the_tiny_model(tmp_path: Path) -> None:
     assert config.rms_norm_eps == 1e-6
     assert config.eos_token_ids == [0]
     assert config.kv_bytes_per_token == 2 * LAYERS * KV_HEADS * HEAD_DIM * 2
+
+
+def test_parts_that_do_not_fit_are_named() -> None:
+    """Found by fuzzing: a width changed in one of q, k and v."""
+    assert fuse("x", [torch.ones(2, 3), torch.zeros(1, 3)]).shape == (3, 3)
+    with pytest.raises(ModelError, match=r"parts of x .*\[1, 4\]"):
+        fuse("x", [torch.ones(2, 3), torch.zeros(1, 4)])
