@@ -102,6 +102,8 @@ def answer_for(error: BaseException) -> ApiError:
         # NUL characters, lone surrogates and numbers beyond a column's range: PostgreSQL is the last to look
         log.warning("value_refused_by_database", error=type(cause).__name__)
         return Invalid("A value contains a character or a number that cannot be stored. Remove NUL characters.")
+    if isinstance(cause, RecursionError):
+        return Invalid("The body is nested too deeply. Send JSON with fewer levels.")
     if isinstance(cause, UnicodeDecodeError):
         return Invalid("The body is not valid UTF-8. Send JSON encoded as UTF-8.")
     if isinstance(cause, UnicodeEncodeError):
