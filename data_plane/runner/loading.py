@@ -3,6 +3,7 @@
 torch is imported here and only when called, so that a runner can tell about a failing import too.
 """
 
+import contextvars
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -98,7 +99,8 @@ def judge(error: BaseException) -> StartFailure:
 
 def in_thread(work: Callable[[], None], name: str) -> threading.Thread:
     """Starts `work` in a thread that does not keep the process alive: a start may be stopped in the middle."""
-    thread = threading.Thread(target=work, name=name, daemon=True)
+    # with the caller's context, so that its log lines name the replica too
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), name=name, daemon=True)
     thread.start()
     return thread
 

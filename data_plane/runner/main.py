@@ -54,7 +54,6 @@ class Runner:
         """The exit code: 0 after a drain, 1 after a failed start or a broken engine."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_signal)
-        self.status.change(phase="starting")
         site = web.AppRunner(
             make_app(self.service), access_log=None, handler_cancellation=True, keepalive_timeout=75, shutdown_timeout=5
         )
@@ -91,7 +90,7 @@ class Runner:
         await site.setup()
         await web.TCPSite(site, self.spec.host, self.spec.port, backlog=1024).start()
         port = int(site.addresses[0][1])
-        self.status.change(url=f"http://{self.spec.host}:{port}")
+        self.status.change(phase="starting", url=f"http://{self.spec.host}:{port}")
 
     async def _load(self) -> None:
         loaded: asyncio.Future[_Loaded] = self._loop.create_future()

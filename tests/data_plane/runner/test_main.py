@@ -1,0 +1,113 @@
+"""A runner as a process: what it tells its agent when it cannot start, and a whole life on real weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+
+from data_plane.runner.loading import judge
+from data_plane.wire.fleet import ReplicaSpec, RunnerSpec, RunnerStatus
+
+
+def _spec(folder: Path, artifact: Path) -> RunnerSpec:
+    return RunnerSpec(
+        replica_id="r1",
+        endpoint="chat",
+        artifact_dir=str(artifact),
+        token="secret",
+        status_path=str(folder / "status.json"),
+        keys_path=str(folder / "keys.json"),
+        spec=ReplicaSpec(model="m", artifact="sha256:" + "0" * 64, device="cpu", max_model_len=256, max_num_seqs=4),
+    )
+
+
+def _start(folder: Path, artifact: Path) -> subprocess.Popen[bytes]:
+    path = folder / "spec.json"
+    path.write_bytes(msgspec.json.encode(_spec(folder, artifact)))
+    root = Path(__file__).parents[3]
+    # the pipe has no reader: a runner must not die of what it writes
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "data_plane.runner", "--spec", str(path)]
+    child = subprocess.Popen(command, cwd=root, stdout=write, stderr=write, start_new_session=True)
+    os.close(write)
+    return child
+
+
+def _status(folder: Path) -> RunnerStatus | None:
+    path = folder / "status.json"
+    return msgspec.json.decode(path.read_bytes(), type=RunnerStatus) if path.exists() else None
+
+
+def _wait(folder: Path, true: Callable[[RunnerStatus], bool], within_s: float = 90) -> RunnerStatus:
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        status = _status(folder)
+        if status is not None and true(status):
+            return status
+        time.sleep(0.05)
+    raise TimeoutError(f"the status stayed {_status(folder)}")
+
+
+def test_a_missing_artifact_is_fatal(tmp_path: Path) -> None:
+    child = _start(tmp_path, tmp_path / "nowhere")
+    assert child.wait(60) == 1
+    status = _status(tmp_path)
+    assert status is not None and status.phase == "failed" and status.failure is not None
+    assert status.failure.fatal and "nowhere" in status.failure.message and status.pid == child.pid
+
+
+def test_a_broken_tokenizer_is_fatal(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text("{}")
+    child = _start(tmp_path, tmp_path)
+    assert child.wait(60) == 1
+    status = _status(tmp_path)
+    assert status is not None and status.failure is not None and status.failure.fatal
+    assert "tokenizer.json is not usable" in status.failure.message
+
+
+def test_a_whole_life(tmp_path: Path, smollm2_artifact: Path) -> None:
+    child = _start(tmp_path, smollm2_artifact)
+    try:
+        status = _wait(tmp_path, lambda now: now.phase in ("ready", "failed"))
+        assert status.phase == "ready" and status.url and status.slots == 4 and status.max_model_len == 256
+        assert set(status.spans) == {"import", "load", "warmup"} and status.started_at <= time.time()
+        assert (tmp_path / "status.json").stat().st_mode & 0o777 == 0o600
+        body = {"messages": [{"role": "user", "content": "Name the capital of France."}], "temperature": 0}
+        answer = httpx.post(
+            f"{status.url}/v1/chat/completions",
+            json=body | {"max_tokens": 12},
+            headers={"Authorization": "Bearer secret"},
+            timeout=60,
+        )
+        assert "Paris" in answer.json()["choices"][0]["message"]["content"]
+        assert httpx.get(f"{status.url}/metrics").status_code == 401
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(40) == 0
+        assert json.loads((tmp_path / "status.json").read_text())["phase"] == "stopped"
+    finally:
+        child.kill()
+
+
+@pytest.mark.parametrize(
+    ("error", "fatal"),
+    [
+        (ValueError("bad"), True),
+        (FileNotFoundError("gone"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), True),
+        (RuntimeError("something else"), False),
+        (OSError("device busy"), False),
+    ],
+)
+def test_what_a_failed_start_means(error: BaseException, fatal: bool) -> None:
+    assert judge(error).fatal is fatal and judge(error).message
