@@ -22,8 +22,7 @@ log = structlog.get_logger("control_plane.bells")
 
 async def ring(session: AsyncSession, *topics: str) -> None:
     """Rings `topics` when this transaction commits; a rollback rings nothing, a repeated topic rings once."""
-    for topic in topics:
-        await session.execute(select(func.pg_notify(CHANNEL, topic)))
+    await session.execute(select(*(func.pg_notify(CHANNEL, topic) for topic in topics)))
 
 
 class Listener:

@@ -96,8 +96,9 @@ class FakeAgent:
         """Takes it through all phases to ready."""
         await self.say(replica, "starting", pid=4242)
         await self.say(replica, "loading", spans={"spawn": 0.1, "import": 1.5})
-        await self.say(replica, "ready", url="http://127.0.0.1:17999", token="t" * 16, slots=32,
-                       spans={"spawn": 0.1, "import": 1.5, "load": 0.3, "warmup": 0.2}, memory_bytes=500 << 20)  # fmt: skip
+        spans = {"spawn": 0.1, "import": 1.5, "load": 0.3, "warmup": 0.2}
+        facts: dict[str, Any] = {"token": "t" * 16, "slots": 32, "spans": spans, "memory_bytes": 500 << 20}
+        await self.say(replica, "ready", url="http://127.0.0.1:17999", **facts)
 
     async def work(self) -> None:
         """Does for ever what an agent does, with replicas that start and drain at once."""

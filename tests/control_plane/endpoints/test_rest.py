@@ -1,0 +1,97 @@
+"""REST of endpoints and replicas: what is accepted, what is refused and how it is said."""
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+from litestar import Litestar
+from litestar.testing import AsyncTestClient
+
+from control_plane.db.session import Database
+from control_plane.endpoints.logs import LogSource, stream
+from tests.control_plane.conftest import TestKeys
+from tests.fakes.fleet import add_model
+
+Client = AsyncTestClient[Litestar]
+
+
+@pytest.fixture
+async def stocked(client: Client, database: Database, tenant_id: UUID) -> Client:
+    async with database.transaction() as session:
+        await add_model(session, tenant_id)
+        await add_model(session, tenant_id, "coming", status="importing", artifact=None)
+    return client
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param"),
+    [
+        ({"name": "../x"}, 400, "name"),
+        ({"name": "Chat"}, 400, "name"),
+        ({"min": 3, "max": 2}, 400, "min"),
+        ({"min": -1}, 400, "min"),
+        ({"max": 65}, 400, "max"),
+        ({"idle_s": 0.5}, 400, "idle_s"),
+        ({"idle_s": 86_401}, 400, "idle_s"),
+        ({"context": 8193}, 400, "context"),
+        ({"concurrency": 0}, 400, "concurrency"),
+        ({"concurrency": 257}, 400, "concurrency"),
+        ({"dtype": "int3"}, 400, "dtype"),
+        ({"device": "tpu"}, 400, "device"),
+        ({"model": "coming"}, 409, "model"),
+        ({"model": "nobody"}, 404, None),
+    ],
+)
+async def test_bad_specs_are_refused_with_the_field(
+    stocked: Client, fields: dict[str, Any], status: int, param: str | None
+) -> None:
+    answer = await stocked.post("/api/v1/endpoints", json={"name": "chat", "model": "tiny", **fields})
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert error["param"] == param and len(error["message"]) > 10
+    assert (await stocked.get("/api/v1/endpoints")).json() == {"items": []}
+
+
+async def test_deploy_again_scale_and_remove(stocked: Client) -> None:
+    made = await stocked.post("/api/v1/endpoints", json={"name": "chat", "model": "tiny"})
+    assert made.status_code == 201
+    assert made.json()["state"] == "zero" and made.json()["spec"]["context"] == 8192
+    again = await stocked.post("/api/v1/endpoints", json={"name": "chat", "model": "tiny", "context": 1024})
+    assert (again.status_code, again.json()["revision"]) == (200, 2)
+    scaled = await stocked.patch("/api/v1/endpoints/chat", json={"min": 2, "max": 3})
+    assert (scaled.json()["desired"], scaled.json()["state"]) == (2, "waking")
+    wrong = await stocked.patch("/api/v1/endpoints/chat", json={"max": 1})
+    assert wrong.status_code == 400 and wrong.json()["error"]["param"] == "max"
+    in_use = await stocked.delete("/api/v1/models/tiny")
+    assert in_use.status_code == 409
+    assert (await stocked.delete("/api/v1/endpoints/chat")).status_code == 204
+    assert (await stocked.delete("/api/v1/endpoints/chat")).status_code == 404
+    assert (await stocked.delete("/api/v1/models/tiny")).status_code == 204
+
+
+async def test_max_zero_is_not_woken_and_says_why(stocked: Client) -> None:
+    await stocked.post("/api/v1/endpoints", json={"name": "chat", "model": "tiny", "max": 0})
+    answer = await stocked.post("/api/v1/endpoints/chat/wake")
+    assert answer.status_code == 409 and "--max 1" in answer.json()["error"]["message"]
+
+
+async def test_wake_by_hand_and_empty_lists(stocked: Client, keys: TestKeys) -> None:
+    await stocked.post("/api/v1/endpoints", json={"name": "chat", "model": "tiny"})
+    reader = keys.headers(keys.read)
+    assert (await stocked.post("/api/v1/endpoints/chat/wake", headers=reader)).status_code == 403
+    woken = await stocked.post("/api/v1/endpoints/chat/wake")
+    assert (woken.status_code, woken.json()["state"], woken.json()["phase"]) == (202, "waking", "placing")
+    assert (await stocked.get("/api/v1/replicas?endpoint=chat", headers=reader)).json() == {"items": []}
+    assert (await stocked.get("/api/v1/replicas?endpoint=nobody")).status_code == 404
+    logs = await stocked.get("/api/v1/endpoints/chat/logs")
+    assert logs.status_code == 200 and "no replica" in logs.text
+    assert (await stocked.get("/api/v1/endpoints/nobody/logs")).status_code == 404
+
+
+async def test_a_node_that_cannot_be_reached_is_said_in_the_log_itself() -> None:
+    sources = [
+        LogSource("r1", "replica r1", "http://127.0.0.1:9", "t"),
+        LogSource("r2", "replica r2", "http://127.0.0.1:9", "t"),
+    ]
+    text = b"".join([piece async for piece in stream(sources, 10, False)]).decode()
+    assert text.count("cannot be reached") == 2 and "==> replica r1 <==" in text
