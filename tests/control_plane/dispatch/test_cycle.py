@@ -98,7 +98,7 @@ async def test_zero_waking_live_draining_zero(fleet: Fleet) -> None:
     [replica] = await fleet.replicas()
     assert replica["status"] == "stopped" and replica["ended_at"]
     measured = (await fleet.client.get("/metrics", headers=fleet.admin)).text
-    for name in ("ebb_cold_starts_total", 'ebb_wakes_total{source="gateway"}', "ebb_endpoints{", "ebb_reconcile_seconds"):
+    for name in ("ebb_cold_starts_total", 'ebb_wakes_total{source="gateway"}', "ebb_endpoints{", "ebb_reconcile"):
         assert name in measured
     events = (await fleet.get("/events?subject=chat"))["items"]
     told = [event["type"] for event in events if event["kind"] == "endpoint"]
