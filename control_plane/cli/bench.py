@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from control_plane.cli.options import Output, OutputOption
+from control_plane.cli.options import Output, OutputOption, examples_of
 from control_plane.cli.output import print_json, print_table, stderr
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def group() -> None:
     """Measure endpoints."""
 
 
-@app.command(epilog="Example:  ebb bench load --url http://127.0.0.1:7071/e/chat/v1 --key KEY --concurrency 1,8,32")
+@app.command(epilog=examples_of("ebb bench load --url http://127.0.0.1:7071/e/chat/v1 --key KEY --concurrency 1,8,32"))
 def load(
     url: Annotated[str, typer.Option("--url", help="The API's base, such as an endpoint's URL; …/v1.")],
     key: Annotated[str, typer.Option("--key", envvar="EBB_API_KEY", help="The API key.")] = "",

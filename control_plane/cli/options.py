@@ -27,3 +27,8 @@ OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to pri
 def open_home(path: Path) -> Home:
     """The home that an option names, as an absolute path."""
     return Home(path.expanduser().absolute())
+
+
+def examples_of(*lines: str) -> str:
+    """The end of a command's --help: lines to copy, each on its own."""
+    return "\n\n".join(("Examples:" if len(lines) > 1 else "Example:", *(f"$ {line}" for line in lines)))

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 import psutil
+import typer
 
 from control_plane.cli.client import Api, Json
 from control_plane.cli.errors import CliError, NotRunningError
@@ -65,7 +66,7 @@ def _print(summary: Json) -> None:
     if summary["answers"]:
         ready = sum(node["status"] == "ready" for node in summary["nodes"])
         live = sum(endpoint["state"] == "live" for endpoint in summary["endpoints"])
-        stderr().print(
+        typer.echo(
             f"\ncontrol plane {summary['control']}, gateway {summary['gateway']}\n"
             f"{ready} of {len(summary['nodes'])} nodes ready, {live} of {len(summary['endpoints'])} endpoints live"
         )

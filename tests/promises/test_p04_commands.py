@@ -67,7 +67,7 @@ def test_nodes_doctor_and_status(bare: Platform) -> None:
 def test_every_command_has_help_with_examples(bare: Platform) -> None:
     for command in (["deploy"], ["models", "add"], ["chat"], ["up"], ["bench", "load"], ["keys", "create"]):
         shown = bare.run(*command, "--help").stdout
-        assert re.search(r"ebb " + " ".join(command), shown), command
+        assert re.search(r"\$ ebb " + " ".join(command), shown), command
 
 
 def test_mistakes_are_sentences(bare: Platform) -> None:
@@ -89,7 +89,7 @@ def test_mistakes_are_sentences(bare: Platform) -> None:
 def test_bench_load_measures_any_url(chat: Platform) -> None:
     printed = chat.ebb(
         *("bench", "load", "--url", f"{chat.gateway}/e/chat/v1", "--key", chat.key, "--concurrency", "1,2"),
-        *("--prompt-tokens", "32", "--new-tokens", "8", "--requests", "2", "-o", "json"),
+        *("--prompt-tokens", "32", "--new-tokens", "8", "--requests-per-case", "2", "-o", "json"),
     )
     cases = json.loads(printed)["cases"]
     assert [c["concurrency"] for c in cases] == [1, 2]
