@@ -24,7 +24,7 @@ SILENT = Progress(lambda stage, done, total: None)
         ("file:/no/such/file.gguf", "there is no file"),
         ("file:/dev/zero", "there is no file"),
         ("file:/x\x01", "unprintable"),
-        ("pypi:--index-url=http://127.0.0.1", "is not a package"),
+        ("pypi:--no-index=1", "is not a package"),
         ("pypi:name @ file:///etc", "is not a package"),
         ("pypi:../x", "is not a package"),
         ("hf:../../x", "is not a model"),
