@@ -10,6 +10,6 @@ import os
 # a start then took 6 s and a decode step 1.1 s, against 0.6 s and 0.1 s with this; alone it costs 3 to 12 % of a step.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
-from data_plane.execution.loading import Loaded, load  # noqa: E402  the setting must stand before torch is loaded
+from data_plane.execution.loading import Loaded, load
 
 __all__ = ["Loaded", "load"]
