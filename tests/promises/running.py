@@ -13,10 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 import openai
 import psutil
+import psycopg
+from psycopg import sql
 
 T = TypeVar("T")
 EBB = [sys.executable, "-m", "control_plane.cli.main"]
@@ -27,6 +30,26 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
+
+
+def servers_for(home: Path) -> dict[str, str]:
+    """Environment that puts a home on the PostgreSQL and broker of EBB_TEST_DATABASE_URL and EBB_TEST_BROKER_URL.
+
+    Each home gets a database of its own, and it keeps it. Empty without these variables: then all is embedded.
+    """
+    env: dict[str, str] = {}
+    server, broker = os.environ.get("EBB_TEST_DATABASE_URL"), os.environ.get("EBB_TEST_BROKER_URL")
+    name = "home_" + "".join(c if c.isalnum() else "_" for c in home.name.lower())
+    if server:
+        with psycopg.connect(server, autocommit=True) as connection:
+            found = connection.execute("select 1 from pg_database where datname = %s", (name,)).fetchone()
+            if not found:
+                connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+        env["EBB_DATABASE_URL"] = urlsplit(server)._replace(path=f"/{name}").geturl()
+    if broker:
+        # Redis has 16 numbered databases: two platforms at a time do not take each other's hints.
+        env["EBB_BROKER_URL"] = urlsplit(broker)._replace(path=f"/{sum(name.encode()) % 16}").geturl()
+    return env
 
 
 def wait_for(what: str, probe: Callable[[], T | None], timeout_s: float = 60, every_s: float = 0.1) -> T:
@@ -52,7 +75,7 @@ class Platform:
     up_s: float
 
     @classmethod
-    def up(cls, home: Path, env: dict[str, str] | None = None) -> "Platform":
+    def up(cls, home: Path) -> "Platform":
         """Starts one and returns when it says that it is ready."""
         started = time.monotonic()
         done = subprocess.run(
@@ -63,7 +86,7 @@ class Platform:
             capture_output=True,
             text=True,
             timeout=120,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, **servers_for(home)},
         )
         assert done.returncode == 0, done.stderr + done.stdout
         said = json.loads(done.stdout)

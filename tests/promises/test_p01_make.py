@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.promises.running import free_port
+from tests.promises.running import free_port, servers_for
 
 ROOT = Path(__file__).parents[2]
 
 
 def _make_up(home: Path) -> tuple[str, float]:
-    env = {**os.environ, "EBB_HOME": str(home)}
+    env = {**os.environ, "EBB_HOME": str(home), **servers_for(home)}
     started = time.monotonic()
     done = subprocess.run(
         ["make", "up", f"PORT={PORTS[0]}", f"GATEWAY_PORT={PORTS[1]}"],
