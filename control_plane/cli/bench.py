@@ -1,12 +1,13 @@
 """`ebb bench`: measures an endpoint, ours or any other that speaks OpenAI's API."""
 
 import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from control_plane.cli.options import Output, OutputOption, examples_of
+from control_plane.cli.options import DEFAULT_HOME, HomeOption, Output, OutputOption, examples_of, open_home
 from control_plane.cli.output import print_json, print_table, stderr
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ def group() -> None:
 @app.command(epilog=examples_of("ebb bench load --url http://127.0.0.1:7071/e/chat/v1 --key KEY --concurrency 1,8,32"))
 def load(
     url: Annotated[str, typer.Option("--url", help="The API's base, such as an endpoint's URL; …/v1.")],
-    key: Annotated[str, typer.Option("--key", envvar="EBB_API_KEY", help="The API key.")] = "",
+    key: Annotated[
+        str, typer.Option("--key", envvar="EBB_API_KEY", help="The API key; by default this home's, for its own URLs.")
+    ] = "",
     model: Annotated[str | None, typer.Option("--model", help="The model's name; by default the first listed.")] = None,
     concurrency: Annotated[str, typer.Option("--concurrency", help="Requests at once, one case each.")] = "1,8,32",
     prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1, help="Tokens of each prompt, about.")] = 128,
@@ -31,6 +34,7 @@ def load(
     requests: Annotated[
         int | None, typer.Option("--requests-per-case", min=1, help="By default 10, and at least two per stream.")
     ] = None,
+    home: HomeOption = DEFAULT_HOME,
     output: OutputOption = Output.table,
 ) -> None:
     """Send streamed completions with distinct prompts and tell their times and rates.
@@ -40,7 +44,7 @@ def load(
     """
     from control_plane.cli.load import LoadPlan, run_plan  # aiohttp: only who measures pays for it
 
-    plan = LoadPlan(url, key, model, _numbers(concurrency), prompt_tokens, new_tokens, requests)
+    plan = LoadPlan(url, key or _own_key(home, url), model, _numbers(concurrency), prompt_tokens, new_tokens, requests)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=stderr(), transient=True) as bars:
         task = bars.add_task("calibrating the prompt", total=None)
@@ -52,6 +56,12 @@ def load(
     if output is Output.json:
         return print_json({"cases": [case.as_json() for case in cases]})
     _print(cases)
+
+
+def _own_key(home: Path, url: str) -> str:
+    """The home's key where `url` is its gateway's; nobody else is sent it."""
+    known = open_home(home).read_credentials()
+    return known["key"] if known and url.startswith(known["gateway"] + "/") else ""
 
 
 def _numbers(text: str) -> tuple[int, ...]:

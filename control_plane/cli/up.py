@@ -113,7 +113,7 @@ def _run_here(platform: Platform, *, demo: bool, output: Output) -> None:
         ready.set()
         status.stop()
         if output is Output.table:
-            console.print(f"[green]ready[/green] in {time.monotonic() - started:.1f} s (Ctrl-C stops it)")
+            typer.echo(f"ready in {time.monotonic() - started:.1f} s (Ctrl-C stops it)")
         await asyncio.to_thread(_say_ready, credentials, platform.home, demo=demo, output=output)
 
     try:

@@ -9,7 +9,7 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from tests.promises.running import Platform
 
-ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is the capital of France?"}]
+ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Name the capital of France."}]
 
 
 def test_chat_not_streaming(chat: Platform) -> None:
