@@ -6,7 +6,6 @@ CONSTRAINTS ?= constraints.txt
 EBB_HOME ?= $(HOME)/.ebb
 PORT ?= 7070
 GATEWAY_PORT ?= 7071
-PYTEST_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -54,8 +53,14 @@ up: $(INSTALLED)
 down: $(INSTALLED)
 	@$(BIN)/ebb down --home "$(EBB_HOME)"
 
+# The promises drive whole platforms and watch the clock: they run by themselves, one after another.
 test: $(DEV)
+ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+else
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/promises
+	$(BIN)/python -m pytest tests/promises
+endif
 
 check: $(DEV)
 	$(BIN)/ruff check .
