@@ -1,5 +1,6 @@
 """Asks the policy about every endpoint that is not asleep, and writes what it says. Knows nothing of placement."""
 
+import math
 import time
 from datetime import datetime
 from uuid import UUID
@@ -16,8 +17,8 @@ from control_plane.endpoints.specs import RevisionSpec
 from control_plane.endpoints.states import is_coming
 from control_plane.endpoints.tables import DemandTable, EndpointTable, RevisionTable
 
-BUSY_TICK_S = 1.0
-QUIET_TICK_S = 5.0
+TICK_S = 5.0
+SOONEST_S = 0.05
 
 
 class AutoscalerLoop:
@@ -25,23 +26,27 @@ class AutoscalerLoop:
 
     name = "autoscaler"
     topics: tuple[str, ...] = ("endpoints",)
-    interval_s = QUIET_TICK_S
+    interval_s = TICK_S
 
     async def tick(self, leadership: Leadership) -> float | None:
-        """Every second while anything runs; every few seconds while all endpoints are asleep."""
+        """At every bell (gateways ring it while there is work), and when some endpoint's idle time is over."""
         started = time.perf_counter()
         async with leadership.database.transaction() as session:
             awake = await _awake(session)
-        for endpoint_id in awake:
-            await self._one(leadership, endpoint_id)
+        again_s = min([await self._one(leadership, endpoint_id) for endpoint_id in awake], default=TICK_S)
         metrics.LOOP_SECONDS.labels(self.name).observe(time.perf_counter() - started)
-        return BUSY_TICK_S if awake else QUIET_TICK_S
+        return max(SOONEST_S, again_s)
 
-    async def _one(self, leadership: Leadership, endpoint_id: UUID) -> None:
+    async def _one(self, leadership: Leadership, endpoint_id: UUID) -> float:
+        """Seconds after which to look again."""
         async with leadership.database.transaction() as session:
             # most ticks change nothing: looked at without a lock first, and again once the row is held
-            if not await _wants_change(session, endpoint_id):
-                return
+            again_s = await _rest_s(session, endpoint_id)
+        if again_s is None:
+            await self._change(leadership, endpoint_id)
+        return TICK_S if again_s is None else again_s
+
+    async def _change(self, leadership: Leadership, endpoint_id: UUID) -> None:
         async with leadership.transaction() as session:
             held = await life.hold(session, endpoint_id)
             if held is None or held.endpoint.deleted_at is not None:
@@ -68,16 +73,22 @@ async def _awake(session: AsyncSession) -> list[UUID]:
     return list((await session.execute(query.order_by(EndpointTable.id))).scalars())
 
 
-async def _wants_change(session: AsyncSession, endpoint_id: UUID) -> bool:
+async def _rest_s(session: AsyncSession, endpoint_id: UUID) -> float | None:
+    """Seconds until time alone may change something; None where something is to change now."""
     held = await life.peek(session, endpoint_id)
     if held is None:
-        return False
+        return TICK_S
     metrics.DESIRED.labels(held.endpoint.name).set(held.endpoint.desired)
-    retry_at = held.endpoint.retry_at
-    if retry_at is not None and held.now >= retry_at and held.endpoint.desired > 0:
-        return True
+    until_retry_s = math.inf
+    if held.endpoint.retry_at is not None and held.endpoint.desired > 0:
+        until_retry_s = (held.endpoint.retry_at - held.now).total_seconds()
+        if until_retry_s <= 0:
+            return None
     limits, observed = await _observe(session, held)
-    return decide(observed, limits, held.now.timestamp()).desired != held.endpoint.desired
+    decision = decide(observed, limits, held.now.timestamp())
+    if decision.desired != held.endpoint.desired:
+        return None
+    return min(decision.again_s, until_retry_s)
 
 
 async def _observe(session: AsyncSession, held: Held) -> tuple[Limits, Observation]:

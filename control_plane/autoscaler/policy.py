@@ -50,10 +50,11 @@ class Observation:
 
 @dataclass(frozen=True)
 class Decision:
-    """The number, and why, in words for an event."""
+    """The number, and why, in words for an event. `again_s`: seconds after which time alone may change it."""
 
     desired: int
     reason: str
+    again_s: float = math.inf
 
 
 def decide(observed: Observation, limits: Limits, now: float) -> Decision:
@@ -74,7 +75,7 @@ def decide(observed: Observation, limits: Limits, now: float) -> Decision:
     quiet_s = _quiet_s(observed, now)
     patience_s = max(limits.idle_s, START_GRACE_S) if observed.starting else limits.idle_s
     if quiet_s < patience_s:
-        return Decision(kept, f"Idle for {quiet_s:.1f} s of {patience_s:g} s.")
+        return Decision(kept, f"Idle for {quiet_s:.1f} s of {patience_s:g} s.", patience_s - quiet_s)
     return Decision(limits.min, f"No work for {limits.idle_s:g} s.")
 
 

@@ -12,10 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from control_plane.db.bells import ring
 from control_plane.db.clock import db_now
 from control_plane.endpoints.tables import DemandTable, EndpointTable
-from data_plane.wire.routes import DemandReport, EndpointDemand
+from data_plane.wire.routes import DemandReport
 
 LONGEST_IDLE_S = 10 * 366 * 86_400.0
 MOST_REQUESTS = 2**31 - 1
+JUST_NOW_S = 1.0
+"""Work that ended so recently is news: from it the idle time counts."""
 
 
 async def note(session: AsyncSession, report: DemandReport) -> None:
@@ -53,13 +55,8 @@ async def note(session: AsyncSession, report: DemandReport) -> None:
             },
         )
     )
-    if any(_exceeds(demand) for demand in report.endpoints):
+    if any(demand.running + demand.waiting or demand.idle_for_s < JUST_NOW_S for demand in report.endpoints):
         await ring(session, "endpoints")
-
-
-def _exceeds(demand: EndpointDemand) -> bool:
-    """Requests that wait are why there might have to be more replicas at once; the rest can wait for the tick."""
-    return demand.waiting > 0
 
 
 async def _known(session: AsyncSession, ids: Sequence[UUID]) -> list[UUID]:

@@ -11,7 +11,6 @@ from collections.abc import Coroutine
 from pathlib import Path
 
 import msgspec
-import psutil
 import structlog
 from aiohttp import web
 
@@ -22,7 +21,7 @@ from data_plane.runner.access import Access
 from data_plane.runner.loading import check_artifact, in_thread, judge, load_executor, open_tokenizer, serve
 from data_plane.runner.output import keep_output_alive
 from data_plane.runner.server import Service, make_app
-from data_plane.runner.status import StatusFile
+from data_plane.runner.status import StatusFile, process_started_at
 from data_plane.runner.tokenizer import Tokenizer
 from data_plane.wire.fleet import RunnerSpec, StartFailure
 
@@ -39,7 +38,7 @@ class Runner:
 
     def __init__(self, spec: RunnerSpec) -> None:
         self.spec = spec
-        started_at = psutil.Process().create_time()
+        started_at = process_started_at()
         self.status = StatusFile(spec, started_at)
         self.service = Service(Access(spec.token, Path(spec.keys_path) if spec.keys_path else None), self.drain)
         self._spans: dict[str, float] = {}

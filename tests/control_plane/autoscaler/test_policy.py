@@ -80,6 +80,24 @@ def test_idle_is_counted_from_work_from_waking_and_from_becoming_ready() -> None
     assert decide(quiet(last_work_at=NOW - 99, last_ready_at=NOW - 1), ONE, NOW).desired == 1
 
 
+@given(SEEN, limits(), st.floats(0, 1))
+def test_without_news_nothing_changes_before_it_said_to_look_again(
+    seen: Observation, limits: Limits, part: float
+) -> None:
+    heard_now = dataclasses.replace(seen, demand=(GatewayDemand(0, 0, NOW),))
+    first = decide(heard_now, limits, NOW)
+    settled = dataclasses.replace(heard_now, desired=first.desired)
+    again_s = decide(settled, limits, NOW).again_s
+    if math.isfinite(again_s):
+        later = NOW + again_s * part * 0.999
+        still_heard = dataclasses.replace(settled, demand=(GatewayDemand(0, 0, later),))
+        assert decide(still_heard, limits, later).desired == first.desired
+        over = NOW + again_s + 0.001
+        assert decide(dataclasses.replace(settled, demand=(GatewayDemand(0, 0, over),)), limits, over).desired == (
+            limits.min
+        )
+
+
 def test_a_start_outlives_a_short_idle_but_not_for_ever() -> None:
     short = Limits(min=0, max=1, idle_s=1, target=32)
     assert decide(quiet(starting=1, last_wake_at=NOW - 10), short, NOW).desired == 1
