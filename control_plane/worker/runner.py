@@ -85,6 +85,11 @@ class JobRunner:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop.set)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no job is in work."""
+        return self._loop is None
+
     async def _run(self, job_id: UUID) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
