@@ -77,14 +77,13 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _print(cases: "list[Case]") -> None:
     rows = [
         (
-            *(case.concurrency, f"{case.decode_tps:.1f}", f"{case.ttft_p50_ms:.0f}", f"{case.ttft_p99_ms:.0f}"),
-            *(f"{case.itl_p50_ms:.1f}", f"{case.itl_p99_ms:.1f}", f"{case.prompt_tokens:.0f}"),
-            *(case.requests, case.errors),
+            *(case.concurrency, f"{case.decode_tps:.1f}", f"{case.ttft_p50_ms:.0f}/{case.ttft_p99_ms:.0f}"),
+            *(f"{case.itl_p50_ms:.1f}/{case.itl_p99_ms:.1f}", f"{case.prompt_tokens:.0f}", case.requests, case.errors),
         )
         for case in cases
     ]
-    columns = ("concurrency", "tokens/s", "ttft p50 ms", "ttft p99 ms", "itl p50 ms", "itl p99 ms", "prompt tokens")
-    print_table((*columns, "requests", "errors"), rows, "")
+    columns = ("concurrency", "tokens/s", "ttft p50/p99 ms", "itl p50/p99 ms", "prompt", "requests", "errors")
+    print_table(columns, rows, "")
     for case in cases:
         if case.first_error:
             stderr().print(f"concurrency {case.concurrency}: {case.first_error}", markup=False)

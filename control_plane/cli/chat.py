@@ -66,7 +66,10 @@ def chat(
     prompt: Annotated[str | None, typer.Argument(help="Ask this once and leave.")] = None,
     system: Annotated[str | None, typer.Option("--system", help="The system prompt.")] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Tokens of an answer.")] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", min=0.0, max=2.0)] = None,
+    temperature: Annotated[
+        float,
+        typer.Option("--temperature", min=0.0, max=2.0, help="How freely it picks words; the API's default is 1."),
+    ] = 0.3,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Talk to an endpoint. It wakes if it sleeps.

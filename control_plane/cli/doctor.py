@@ -11,20 +11,27 @@ from rich.text import Text
 from control_plane.cli.options import DEFAULT_HOME, HomeOption, Output, OutputOption, open_home
 from control_plane.cli.output import print_json, stderr, stdout
 
+_PORT_HELP = "The control plane's port; by default the one it runs on, or"
+_GATEWAY_PORT_HELP = "The gateway's port; by default the one it runs on, or"
 _MARKS = {"ok": Text("✓", "green"), "warning": Text("!", "yellow"), "fault": Text("✗", "red")}
 
 
 def doctor(
     home: HomeOption = DEFAULT_HOME,
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The control plane's port.")] = 7070,
-    gateway_port: Annotated[int, typer.Option("--gateway-port", min=1, max=65535, help="The gateway's port.")] = 7071,
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help=f"{_PORT_HELP}: 7070.")] = None,
+    gateway_port: Annotated[
+        int | None, typer.Option("--gateway-port", min=1, max=65535, help=f"{_GATEWAY_PORT_HELP}: 7071.")
+    ] = None,
     output: OutputOption = Output.table,
 ) -> None:
     """Check this machine and say what to do about each fault. Exit code 1 where there is one."""
-    from control_plane.cli.checks import run_checks
+    from control_plane.cli.checks import ports_in_use_by, run_checks
 
+    found = open_home(home)
+    used = ports_in_use_by(found)
+    ports = [(port or used[0], "--port"), (gateway_port or used[1], "--gateway-port")]
     with Status("looking…", console=stderr()):
-        findings = run_checks(open_home(home), [(port, "--port"), (gateway_port, "--gateway-port")])
+        findings = run_checks(found, ports)
     if output is Output.json:
         print_json([asdict(finding) for finding in findings])
     else:

@@ -74,13 +74,21 @@ def ps(home: HomeOption = DEFAULT_HOME, output: OutputOption = Output.table) -> 
         return print_json(items)
     rows = [
         (
-            *(item["endpoint"], item["model"], item["state"], item["desired"], item["ready"]),
-            *(f"{item['min']}..{item['max']}", f"{item['idle_s']:g} s", item["url"], item["reason"] or item["phase"]),
+            *(item["endpoint"], item["model"], item["state"], f"{item['ready']}/{item['desired']}"),
+            *(f"{item['min']}..{item['max']}", f"{item['idle_s']:g} s", item["url"], note_of(item)),
         )
         for item in items
     ]
-    columns = ("endpoint", "model", "state", "desired", "ready", "min..max", "idle", "url", "note")
+    columns = ("endpoint", "model", "state", "ready", "min..max", "idle", "url", "note")
+    if not any(row[-1] for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
     print_table(columns, rows, "No endpoints yet. Make one: ebb deploy chat --model MODEL")
+
+
+def note_of(endpoint: Json) -> str:
+    """What the state alone does not say: how far a wake is, why something failed."""
+    said = (endpoint["phase"], endpoint["reason"])
+    return "" if endpoint["state"] in ("live", "zero") else ": ".join(part for part in said if part)
 
 
 def scale(

@@ -5,8 +5,11 @@ from typing import Annotated
 import typer
 
 from control_plane.cli.client import Api, Json, segment
+from control_plane.cli.errors import CliError
 from control_plane.cli.options import DEFAULT_HOME, HomeOption, Output, OutputOption
-from control_plane.cli.output import ago, print_json, print_table
+from control_plane.cli.output import ago, print_json, print_table, short
+
+_WHOLE = 36  # characters of a UUID
 
 
 def jobs(
@@ -17,19 +20,31 @@ def jobs(
     """List the jobs, or show one."""
     with Api.open(home) as api:
         if job_id is not None:
-            return _show(api.get(f"/jobs/{segment(job_id)}"), output)
+            return _show(api.get(f"/jobs/{segment(_whole_id(api, job_id))}"), output)
         items = api.items("/jobs")
     if output is Output.json:
         return print_json(items)
     rows = [
         (
-            *(job["id"], job["kind"], job["subject"], job["status"], progress_of(job), job["attempts"]),
+            *(short(job["id"]), job["kind"], job["subject"], job["status"], progress_of(job), job["attempts"]),
             *(ago(job["created_at"]), job["error"]),
         )
         for job in items
     ]
     columns = ("id", "kind", "subject", "status", "progress", "attempts", "created", "error")
     print_table(columns, rows, "No jobs yet: 'ebb models add' makes one.")
+
+
+def _whole_id(api: Api, start: str) -> str:
+    """The id that begins so; listings show only the beginning. Raises CliError."""
+    found = [str(job["id"]) for job in api.items("/jobs") if str(job["id"]).startswith(start)]
+    if len(found) > 1:
+        raise CliError(f"{len(found)} jobs begin with '{start}'. Write more of the id: {', '.join(found)}.")
+    if found:
+        return found[0]
+    if len(start) == _WHOLE:
+        return start  # older than the listing goes back
+    raise CliError(f"There is no job '{start}'. See 'ebb jobs'.")
 
 
 def _show(job: Json, output: Output) -> None:

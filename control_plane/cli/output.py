@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 _PIPE_WIDTH = 200  # columns; a pipe has no width, and cut-off cells help nobody
@@ -47,17 +46,53 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], empty:
     if not rows:
         stderr().print(empty)
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(column.upper(), overflow="fold", no_wrap=column == "url")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row))
-    stdout().print(table)
+    console = stdout()
+    for line in lay_out([column.upper() for column in columns], rows, console.width if sys.stdout.isatty() else None):
+        console.print(line, soft_wrap=True)
+
+
+def lay_out(columns: Sequence[str], rows: Sequence[Sequence[object]], width: int | None) -> list[Text]:
+    """The table's lines. No cell is ever folded, so that an id or a URL can be copied from any terminal.
+
+    The last column is the one that may be long. Where its cells do not fit into `width`, each goes below its row.
+    """
+    cells = [[_cell(value) for value in row] for row in rows]
+    heads = [Text(column, style="bold") for column in columns]
+    widths = [max(cell.cell_len for cell in column) for column in zip(heads, *cells, strict=True)]
+    below = width is not None and len(columns) > 2 and sum(widths) + 2 * (len(widths) - 1) > width
+    lines: list[Text] = []
+    for row in (heads, *cells):
+        shown = row[:-1] if below else row
+        padded = [Text.assemble(cell, " " * (room - cell.cell_len)) for cell, room in zip(shown, widths, strict=False)]
+        line = Text("  ").join(padded)
+        line.rstrip()
+        lines.append(line)
+        if below and row is not heads and row[-1].plain != "-":
+            lines.append(Text.assemble("  ", row[-1]))
+    return lines
 
 
 def _cell(value: object) -> Text:
     text = "-" if value is None or value == "" else str(value)
     return Text(text, style=_STATE_STYLES.get(text, ""))
+
+
+def short(identifier: str) -> str:
+    """The beginning of an id: enough to name it again."""
+    return identifier[:8]
+
+
+def sentence(text: str) -> str:
+    """What a part of the platform said, fit to stand before another sentence."""
+    text = text.strip() or "it ended without a reason"
+    return text if text[-1] in ".!?" else f"{text}."
+
+
+def clock(moment: str, now: datetime | None = None) -> str:
+    """An ISO-8601 time in this machine's zone; without the date where that is today's."""
+    at = datetime.fromisoformat(moment).astimezone()
+    today = (now or datetime.now(UTC)).astimezone().date()
+    return f"{at:%H:%M:%S}" if at.date() == today else f"{at:%Y-%m-%d %H:%M:%S}"
 
 
 def size(count: int | None) -> str:

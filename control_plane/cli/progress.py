@@ -4,12 +4,13 @@ import sys
 import time
 from collections.abc import Callable
 
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.status import Status
+from rich.text import Text
 
 from control_plane.cli.client import Api, Json, segment
 from control_plane.cli.errors import CliError
-from control_plane.cli.output import stderr
+from control_plane.cli.output import sentence, short, stderr
 
 _POLL_S = 0.3
 
@@ -22,12 +23,29 @@ STAGES = {
 }
 
 
+class _Bytes(ProgressColumn):
+    """`45.1/98.2 MB`, and nothing while neither is known."""
+
+    def render(self, task: Task) -> Text:
+        done = f"{task.completed / 1e6:.1f}"
+        if task.total:
+            return Text(f"{done}/{task.total / 1e6:.1f} MB")
+        return Text(f"{done} MB" if task.completed else "")
+
+
+class _Rate(ProgressColumn):
+    """Bytes per second, once there is something to divide."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed / 1e6:.1f} MB/s" if task.speed else "", style="dim")
+
+
 def wait_for_job(api: Api, job_id: str, label: str) -> Json:
     """Show a job until it ends; the job. Raises CliError with the job's reason where it failed."""
     show = _show_bar if sys.stderr.isatty() else _show_lines
     job = show(api, job_id, label)
     if job["status"] == "failed":
-        raise CliError(f"{label} failed: {job['error']} Look closer with 'ebb jobs {job_id}'.")
+        raise CliError(f"{label} failed: {sentence(job['error'] or '')} Look closer with 'ebb jobs {short(job_id)}'.")
     return job
 
 
@@ -41,8 +59,8 @@ def _stage(job: Json) -> tuple[str, int, int]:
 
 
 def _show_bar(api: Api, job_id: str, label: str) -> Json:
-    columns = (SpinnerColumn(), TextColumn("{task.fields[label]}"), TextColumn("{task.description:<24}"))
-    with Progress(*columns, BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=stderr()) as bars:
+    columns = (SpinnerColumn(), TextColumn("{task.fields[label]}: {task.description}"), BarColumn(bar_width=20))
+    with Progress(*columns, _Bytes(), _Rate(), console=stderr()) as bars:
         shown = ""
         task = bars.add_task("", total=None, label=label)
         while True:

@@ -13,6 +13,8 @@ from control_plane.cli.output import print_json, print_table, size, stderr
 from control_plane.embedded.home import Home
 from control_plane.embedded.records import ProcessRecord, read_record
 
+_PARTS = {"control": "control plane", "node": "node agent, replicas"}
+
 
 def status(home: HomeOption = DEFAULT_HOME, output: OutputOption = Output.table) -> None:
     """Show the platform's processes, nodes and endpoints. Exit code 1 where it does not run."""
@@ -60,7 +62,8 @@ def _served(home: Home) -> Json:
 
 def _print(summary: Json) -> None:
     rows = [
-        (row["name"], row["pid"], size(row["memory_bytes"]), f"{row['age_s']:.0f} s") for row in summary["processes"]
+        (_PARTS.get(row["name"], row["name"]), row["pid"], size(row["memory_bytes"]), f"{row['age_s']:.0f} s")
+        for row in summary["processes"]
     ]
     print_table(("process", "pid", "memory", "age"), rows, "No process of the platform runs.")
     if summary["answers"]:

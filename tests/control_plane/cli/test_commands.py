@@ -187,3 +187,34 @@ def test_help_imports_nothing_heavy() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "deploy" in result.stdout
+
+
+def test_jobs_and_keys_are_named_by_what_their_listings_show(ebb: Any, platform: StubPlatform) -> None:
+    ids = ["16e414d8-0736-4422-882b-ec3305bdf454", "16e99999-0736-4422-882b-ec3305bdf454"]
+    platform.on("GET /api/v1/jobs", Reply(body={"items": [{**JOB, "id": id} for id in ids]}))
+    platform.on(f"GET /api/v1/jobs/{ids[0]}", Reply(body={**JOB, "id": ids[0]}))
+    assert ebb("jobs").out.splitlines()[1].split()[0] == "16e414d8"
+    assert ids[0] in ebb("jobs", "16e414d8").out
+    assert "2 jobs begin with '16e'" in ebb("jobs", "16e").err
+    missing = ebb("jobs", "zz")
+    assert (missing.code, missing.err.strip()) == (1, "ebb: There is no job 'zz'. See 'ebb jobs'.")
+    key = {"id": "k1", "prefix": "ebb_1", "name": "a", "scopes": ["infer"], "revoked_at": None}
+    key |= {"created_at": "2026-01-01T00:00:00+00:00", "expires_at": "2026-01-02T00:00:00+00:00"}
+    platform.on("GET /api/v1/keys", Reply(body={"items": [key]}))
+    platform.on("DELETE /api/v1/keys/k1", Reply(204))
+    assert ebb("keys", "ls").out.splitlines()[1].split()[0] == "ebb_1"
+    assert "expired" in ebb("keys", "ls").out
+    assert ebb("keys", "revoke", "ebb_1").code == 0
+    assert ebb("keys", "revoke", "ebb_2").code == 1
+
+
+def test_ps_notes_only_what_the_state_does_not_say(ebb: Any, platform: StubPlatform) -> None:
+    asleep = {**ENDPOINT, "reason": "No work for 30 s."}
+    waking = {**ENDPOINT, "state": "waking", "phase": "loading", "reason": "A request is waiting."}
+    failed = {**ENDPOINT, "state": "failed", "reason": "The artifact is corrupt."}
+    platform.on("GET /api/v1/endpoints", Reply(body={"items": [asleep]}))
+    assert "NOTE" not in ebb("ps").out
+    platform.on("GET /api/v1/endpoints", Reply(body={"items": [asleep, waking, failed]}))
+    lines = ebb("ps").out.splitlines()
+    assert lines[1].endswith("-")
+    assert lines[2].endswith("loading: A request is waiting.") and lines[3].endswith("The artifact is corrupt.")
