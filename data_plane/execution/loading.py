@@ -15,8 +15,8 @@ from data_plane.engine.sampling import SamplingParams
 from data_plane.execution.kv_cache import allocate_cache, free_memory_bytes, plan_cache
 from data_plane.execution.model_runner import ModelRunner
 from data_plane.models import registry
-from data_plane.models.config import ModelConfig, parse_config
 from data_plane.weights.artifact import open_artifact
+from data_plane.weights.layout import ModelConfig, parse_config
 
 BLOCK_SIZE = 16
 """Tokens a KV block."""
@@ -50,7 +50,7 @@ def load(
     """Loads, sizes the KV cache and warms up; calls `on_phase("loading")`, then `on_phase("warming")`.
 
     `max_model_len` 0: the model's own; `kv_cache_bytes` 0: by the memory that is free; `threads` 0: all cores.
-    ValueError (ArtifactError, ModelConfigError) says what is wrong with the artifact or with the numbers.
+    ValueError (ArtifactError) says what is wrong with the artifact or with the numbers.
     """
     on_phase("loading")
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))

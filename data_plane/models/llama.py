@@ -14,7 +14,7 @@ from data_plane.layers.embedding import Embedding
 from data_plane.layers.linear import Linear
 from data_plane.layers.norm import RMSNorm
 from data_plane.layers.rotary import RotaryTable, linear_frequencies, llama3_frequencies
-from data_plane.models.config import ModelConfig
+from data_plane.weights.layout import ModelConfig
 from kernels import ops
 
 
@@ -75,30 +75,6 @@ class Llama:
         return self.lm_head(self.norm(hidden))
 
 
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor that the model is made of, by its name in an artifact."""
-    hidden, head, heads, kv_heads = config.hidden_size, config.head_dim, config.num_heads, config.num_kv_heads
-    qkv = (heads + 2 * kv_heads) * head
-    shapes: dict[str, tuple[int, ...]] = {"embed.weight": (config.vocab_size, hidden), "norm.weight": (hidden,)}
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, hidden)
-    for at in range(config.num_layers):
-        layer = {
-            "attn_norm.weight": (hidden,),
-            "attention.qkv.weight": (qkv, hidden),
-            "attention.o.weight": (hidden, heads * head),
-            "mlp_norm.weight": (hidden,),
-            "mlp.gate_up.weight": (2 * config.intermediate_size, hidden),
-            "mlp.down.weight": (hidden, config.intermediate_size),
-        }
-        if config.attention_bias:
-            layer["attention.qkv.bias"] = (qkv,)
-        if config.qk_norm:
-            layer["attention.q_norm.weight"] = layer["attention.k_norm.weight"] = (head,)
-        shapes.update({f"layers.{at}.{name}": shape for name, shape in layer.items()})
-    return shapes
-
-
 def _layer(config: ModelConfig, tensors: Mapping[str, Tensor], prefix: str) -> Layer:
     def norm(name: str) -> RMSNorm:
         return RMSNorm(tensors[f"{prefix}.{name}.weight"], config.rms_norm_eps)
@@ -119,14 +95,14 @@ def _layer(config: ModelConfig, tensors: Mapping[str, Tensor], prefix: str) -> L
 
 
 def _frequencies(config: ModelConfig) -> torch.Tensor:
-    scaling = config.rope_scaling
-    if scaling is not None and scaling.kind == "llama3":
+    scaling = config.rope_scaling or {}
+    if scaling.get("rope_type") == "llama3":
         return llama3_frequencies(
             config.head_dim,
             config.rope_theta,
-            factor=scaling.factor,
-            low_freq_factor=scaling.low_freq_factor,
-            high_freq_factor=scaling.high_freq_factor,
-            original_length=scaling.original_max_position_embeddings,
+            factor=scaling["factor"],
+            low_freq_factor=scaling["low_freq_factor"],
+            high_freq_factor=scaling["high_freq_factor"],
+            original_length=scaling["original_max_position_embeddings"],
         )
-    return linear_frequencies(config.head_dim, config.rope_theta, scaling.factor if scaling else 1.0)
+    return linear_frequencies(config.head_dim, config.rope_theta, scaling.get("factor", 1.0))

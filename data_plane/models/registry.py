@@ -5,17 +5,13 @@ from typing import Protocol
 
 from torch import Tensor
 
-from data_plane.models.config import ModelConfig, ModelConfigError
-from data_plane.models.llama import Llama, expected_shapes
+from data_plane.models.llama import Llama
+from data_plane.weights.errors import ArtifactError
+from data_plane.weights.layout import ModelConfig, tensor_layout
 from kernels.ops import Segment
 
-ARCHITECTURES = {
-    "llama": Llama,
-    "mistral": Llama,
-    "qwen2": Llama,
-    "qwen3": Llama,
-}
-"""Mistral, Qwen2 and Qwen3 differ from Llama by what the configuration says: a bias, norms of q and k, head sizes."""
+ARCHITECTURES = {"llama": Llama}
+"""Mistral, Qwen2 and Qwen3 are Llama to an artifact: its configuration says where they differ."""
 
 
 class Model(Protocol):
@@ -33,14 +29,14 @@ class Model(Protocol):
 
 
 def build(config: ModelConfig, tensors: Mapping[str, Tensor], max_model_len: int) -> Model:
-    """The model over `tensors`, which it keeps and does not copy. ModelConfigError for what does not fit together."""
+    """The model over `tensors`, which it keeps and does not copy. ArtifactError for what does not fit together."""
     model = ARCHITECTURES.get(config.architecture)
     if model is None:
         known = ", ".join(sorted(ARCHITECTURES))
-        raise ModelConfigError(f"Architecture '{config.architecture}' is not supported; Ebb knows {known}.")
-    for name, shape in expected_shapes(config).items():
+        raise ArtifactError(f"Architecture '{config.architecture}' is not supported; Ebb knows {known}.")
+    for name, shape in tensor_layout(config).items():
         if name not in tensors:
-            raise ModelConfigError(f"Tensor '{name}' is missing from the artifact; import the model again.")
+            raise ArtifactError(f"Tensor '{name}' is missing from the artifact; import the model again.")
         if tuple(tensors[name].shape) != shape:
-            raise ModelConfigError(f"Tensor '{name}' has shape {tuple(tensors[name].shape)}; expected {shape}.")
+            raise ArtifactError(f"Tensor '{name}' has shape {tuple(tensors[name].shape)}; expected {shape}.")
     return model(config, tensors, max_model_len)

@@ -49,8 +49,13 @@ class ModelConfig:
         return asdict(self)
 
     @property
+    def kv_elements_per_token(self) -> int:
+        """Numbers that the KV cache holds for one token, over all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim
+
+    @property
     def kv_bytes_per_token(self) -> int:
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * DTYPE_BYTES[self.dtype]
+        return self.kv_elements_per_token * DTYPE_BYTES[self.dtype]
 
 
 def parse_config(raw: Mapping[str, Any]) -> ModelConfig:

@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from data_plane.models.config import ModelConfig, parse_config
+from data_plane.weights.layout import ModelConfig, parse_config
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 101,
@@ -82,7 +82,7 @@ def make_tiny(family: str, seed: int = 0) -> Tiny:
     rope = dict(hf_config.rope_parameters)
     config = parse_config(
         {
-            "architecture": family.partition("-")[0],
+            "architecture": "llama",
             "hidden_size": hf_config.hidden_size,
             "num_layers": hf_config.num_hidden_layers,
             "num_heads": hf_config.num_attention_heads,
@@ -99,6 +99,7 @@ def make_tiny(family: str, seed: int = 0) -> Tiny:
             "qk_norm": "model.layers.0.self_attn.q_norm.weight" in state,
             "eos_token_ids": [2],
             "bos_token_id": 1,
+            "dtype": "float32",
         }
     )
     return Tiny(hf, config, _rename(state, config))
