@@ -134,7 +134,9 @@ async def _see(session: AsyncSession, held: Held, replica: ReplicaTable, change:
     moved = _facts(replica, change.observed)[:3] != _stored(replica)[:3]
     _note(replica, change.observed)
     if change.to is not None:
-        await life.move(session, held, replica, change.to, PHASE_REASONS[change.to])
+        # one that was let go keeps the reason for that to its end
+        reason = PHASE_REASONS[change.to] if replica.intent == "run" else replica.reason
+        await life.move(session, held, replica, change.to, reason)
     elif moved:
         # an adopted runner may have another address or token: gateways must hear of it
         await ring(session, "routes")

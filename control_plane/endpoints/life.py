@@ -92,6 +92,7 @@ async def set_desired(session: AsyncSession, held: Held, desired: int, reason: s
         endpoint.asked_at = held.now
     else:
         endpoint.obstacle = None
+        endpoint.reason = reason
     endpoint.desired = desired
     await record(session, endpoint.tenant_id, "endpoint", endpoint.name, "scaled", reason, data)
     await settle(session, held, reason)

@@ -17,7 +17,7 @@ from control_plane.endpoints.tables import EndpointTable, ReplicaTable, Revision
 from control_plane.nodes.tables import NodeTable
 from control_plane.placement.memory import DeviceKind, Estimate, ModelSize, estimate
 from control_plane.placement.planner import DeviceView, Need, NoRoom, Placed, plan
-from control_plane.placement.rollout import Copy, next_steps
+from control_plane.placement.rollout import SURPLUS, Copy, next_steps
 from data_plane.wire.fleet import Device, StartFailure
 
 TICK_S = 5.0
@@ -67,7 +67,8 @@ async def _settle_copies(session: AsyncSession, held: Held) -> None:
     steps = next_steps(copies, endpoint.desired, endpoint.revision, may_start=not held.circuit.is_open)
     rows = {str(row.id): row for row in held.replicas}
     for replica_id, reason in steps.release:
-        await life.release(session, held, rows[replica_id], reason)
+        # why fewer are desired says more than that they are
+        await life.release(session, held, rows[replica_id], endpoint.reason if reason is SURPLUS else reason)
     for _ in range(steps.start):
         if not await _start_one(session, held):
             return

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from data_plane.wire.fleet import Intent, ReplicaPhase
 
 SURGE = 1
+SURPLUS = "There are more replicas than desired."
 STARTING: tuple[ReplicaPhase, ...] = ("placing", "starting", "loading", "warming")
 
 
@@ -46,7 +47,7 @@ def next_steps(copies: Sequence[Copy], desired: int, generation: int, *, may_sta
     live = [copy for copy in copies if copy.counts]
     current = [copy for copy in live if copy.generation == generation]
     old = [copy for copy in live if copy.generation != generation]
-    release = [(copy.id, "There are more replicas than desired.") for copy in _surplus(current, desired)]
+    release = [(copy.id, SURPLUS) for copy in _surplus(current, desired)]
     ready = sum(copy.ready for copy in current)
     # old ones that never served have nothing to bridge; of the others as many stay as the new ones do not yet replace
     bridging = max(0, desired - ready)

@@ -51,7 +51,8 @@ def test_zero_wakes_serves_and_sleeps_again(sleeper: Platform) -> None:
     [replica] = sleeper.replicas("sleeper")
     assert {"import", "load", "warmup"} <= set(replica["spans"])
 
-    sleeper.wait_state("zero", "sleeper", timeout_s=30)
+    asleep = sleeper.wait_state("zero", "sleeper", timeout_s=30)
+    assert asleep["reason"] == "No work for 3 s."
     wait_for("the runner to be gone", lambda: not psutil.pid_exists(replica["pid"]), 10)
 
 
