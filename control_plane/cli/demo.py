@@ -9,7 +9,7 @@ from control_plane.cli.client import Api, segment
 from control_plane.cli.endpoints import wait_deployed
 from control_plane.cli.errors import ApiFault
 from control_plane.cli.models import add_model
-from control_plane.cli.output import stderr
+from control_plane.cli.output import count, stderr
 from control_plane.embedded.home import Credentials, Home
 
 MODEL = "smollm2"
@@ -29,6 +29,12 @@ def set_up(credentials: Credentials, home: Home) -> None:
             add_model(api, MODEL, SOURCE, wait=True)
         api.post("/endpoints", {"name": ENDPOINT, "model": MODEL, "min": 0, "max": 1, "idle_s": IDLE_S})
         wait_deployed(api, ENDPOINT)
+        model = api.get(f"/models/{segment(MODEL)}")
+    console.print(
+        f"Deployed as '{ENDPOINT}' ({model['architecture']}, {count(model['parameters'])} parameters): "
+        "it sleeps until a request comes.\n",
+        markup=False,
+    )
     home.demo.write_text(json.dumps({"model": MODEL, "endpoint": ENDPOINT}) + "\n")
 
 
@@ -67,11 +73,11 @@ def snippets(url: str, name: str, key: str) -> str:
 
     Lines are kept under 80 columns where the shell allows it: what a terminal does not wrap is pasted whole from any.
     """
-    message = '{"role": "user", "content": "Say hello in five words."}'
+    message = '{"role": "user", "content": "What is the capital of France?"}'
     return f"""curl {url}/chat/completions \\
   -H "Content-Type: application/json" \\
   -H "Authorization: Bearer {key}" \\
-  -d '{{"model": "{name}", "messages": [{message}]}}'
+  -d '{{"model": "{name}", "temperature": 0, "messages": [{message}]}}'
 
 from openai import OpenAI  # pip install openai
 
@@ -81,6 +87,7 @@ client = OpenAI(
 )
 answer = client.chat.completions.create(
     model="{name}",
+    temperature=0,
     messages=[{message}],
 )
 print(answer.choices[0].message.content)"""

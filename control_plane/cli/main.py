@@ -69,6 +69,10 @@ def main() -> None:
         _fail(str(error), 1)
     except KeyboardInterrupt:
         _fail("stopped", 130)
+    except SystemExit as end:
+        if end.code == 130 and sys.stderr.isatty():
+            sys.stderr.write("\n")  # Typer leaves without a word, and the shell's prompt would follow ^C on its line
+        raise
     except BrokenPipeError:
         # `ebb ps | head -1`: the reader has what it wanted. Python would complain again while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
