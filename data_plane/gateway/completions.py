@@ -189,7 +189,7 @@ class Completions:
     def _pass_on(self, call: Call, upstream: Upstream, body: bytes) -> web.StreamResponse:
         if upstream.status >= 400:
             self._note_upstream_error(call, body)
-        return call.exchange.plain(upstream.status, body, {"Content-Type": "application/json", **upstream.headers})
+        return call.exchange.plain(upstream.status, body, upstream.headers)
 
     def _note_upstream_error(self, call: Call, body: bytes) -> ErrorBody:
         """The error in a runner's refusal; where it is none, the stream ends as interrupted."""

@@ -9,6 +9,7 @@ import uuid
 from dataclasses import dataclass, field
 
 from aiohttp import web
+from multidict import CIMultiDict
 
 from data_plane.wire.errors import ApiError, invalid
 from data_plane.wire.names import REQUEST_ID
@@ -84,7 +85,11 @@ class Exchange:
         return default_s
 
     async def body(self, most_bytes: int, timeout_s: float) -> bytes:
-        """The request's body. ApiError 413 where it is too large, before more of it is read; 408 where it stalls."""
+        """The request's body. ApiError 413 where it is too large, before more of it is read; 408 where it stalls;
+        415 where it is compressed."""
+        coding = self.request.headers.get("Content-Encoding", "identity").strip().lower()
+        if coding not in ("", "identity"):
+            raise _compressed(coding)
         length = self.request.content_length
         if length is not None and length > most_bytes:
             raise _too_large(most_bytes)
@@ -104,7 +109,11 @@ class Exchange:
     def plain(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> web.Response:
         """A whole answer."""
         self.status = status
-        return web.Response(status=status, body=body, headers={**JSON_TYPE, **(headers or {}), **self.answer_headers()})
+        # a runner writes header names its own way: one name, however it is written, is one header
+        all_headers = CIMultiDict(JSON_TYPE)
+        all_headers.update(headers or {})
+        all_headers.update(self.answer_headers())
+        return web.Response(status=status, body=body, headers=all_headers)
 
     def stream(self) -> web.StreamResponse:
         """An event stream, not begun yet."""
@@ -130,4 +139,14 @@ def _too_large(most_bytes: int) -> ApiError:
         f"The body is larger than {most_bytes} bytes ({most_bytes >> 20} MiB). Send less.",
         code="request_too_large",
         headers={"Connection": "close"},
+    )
+
+
+def _compressed(coding: str) -> ApiError:
+    return ApiError(
+        415,
+        f"The body is compressed ('{coding[:40]}'), which is not read. Send it without Content-Encoding.",
+        param="content-encoding",
+        code="unsupported_encoding",
+        headers={"Accept-Encoding": "identity"},
     )

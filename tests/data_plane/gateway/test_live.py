@@ -17,6 +17,8 @@ async def test_whole_answer(world: World) -> None:
     assert answer["choices"][0]["message"]["content"] == "tok tok tok tok "
     assert response.headers["x-ebb-cold-start"] == "0"
     assert "x-ebb-wake-ms" not in response.headers
+    for name in set(response.headers):
+        assert len(response.headers.getall(name)) == 1, f"{name} is sent twice"
     assert runner.seen[0].body["temperature"] == 0.5
     assert world.control.wakes == []
 
