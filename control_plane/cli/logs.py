@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from typing import Annotated, Any, cast
 
@@ -9,7 +10,10 @@ import typer
 
 from control_plane.cli.client import Api, Json, parse_json, segment, sse_data
 from control_plane.cli.options import DEFAULT_HOME, HomeOption, Output, OutputOption
-from control_plane.cli.output import clock, print_json, print_table
+from control_plane.cli.output import clock, print_json, print_table, stderr
+
+_POLL_S = 0.5
+_WHOLE_LOG = 10_000  # lines; the most that is given
 
 # Of a log line: what stands at its front, or says nothing new in the log of one endpoint.
 _SHOWN = frozenset({"at", "level", "event", "process", "endpoint", "replica"})
@@ -25,12 +29,34 @@ def logs(
 
     On a terminal each line is shortened for reading; a pipe gets the JSON lines as they were written.
     """
-    params: dict[str, Any] = {"tail": tail, "follow": "true" if follow else "false"}
     with Api.open(home) as api:
-        text = api.stream(f"/endpoints/{segment(name)}/logs", params, "text/plain")
+        text = _followed(api, name, tail) if follow else _log(api, f"/endpoints/{segment(name)}", tail, follow)
         for piece in map(readable, lines_of(text)) if sys.stdout.isatty() else text:
             sys.stdout.write(piece)
             sys.stdout.flush()
+
+
+def _log(api: Api, path: str, tail: int, follow: bool) -> Iterator[str]:
+    return api.stream(f"{path}/logs", {"tail": tail, "follow": "true" if follow else "false"}, "text/plain")
+
+
+def _followed(api: Api, name: str, tail: int) -> Iterator[str]:
+    """The logs of the replicas there are, then of each that comes after them: endpoints sleep, and wake again."""
+    seen = {replica["id"] for replica in _replicas(api, name)}
+    yield from _log(api, f"/endpoints/{segment(name)}", tail, True)
+    while True:
+        stderr().print(f"No replica of '{name}' runs. Its next one will be followed; Ctrl-C leaves.", style="dim")
+        while not (new := [each for each in _replicas(api, name) if each["id"] not in seen]):
+            time.sleep(_POLL_S)
+        for replica in reversed(new):
+            seen.add(replica["id"])
+            yield from _log(api, f"/replicas/{segment(replica['id'])}", _WHOLE_LOG, True)
+
+
+def _replicas(api: Api, name: str) -> list[Json]:
+    """Those that have a log, newest first. Raises ApiFault where there is no such endpoint."""
+    api.get(f"/endpoints/{segment(name)}")
+    return [each for each in api.items("/replicas", {"endpoint": name}) if each["status"] != "placing"]
 
 
 def lines_of(text: Iterator[str]) -> Iterator[str]:
@@ -53,7 +79,7 @@ def readable(line: str) -> str:
         return line
     known: Json = cast("Json", fields)
     head = (clock(known["at"]) if "at" in known else "", known.get("level", ""), known["event"])
-    rest = (f"{key}={_value(value)}" for key, value in known.items() if key not in _SHOWN)
+    rest = (f"{key}={_value(value)}" for key, value in known.items() if key not in _SHOWN and value is not None)
     return "  ".join(part for part in (*map(str, head), " ".join(rest)) if part) + "\n"
 
 

@@ -147,6 +147,19 @@ def test_logs_are_printed_as_they_come(ebb: Any, platform: StubPlatform) -> None
     assert platform.asked[0][0].endswith("?tail=5&follow=false")
 
 
+def test_following_logs_goes_on_with_the_next_replica(ebb: Any, platform: StubPlatform) -> None:
+    old, placing = {"id": "r1", "status": "stopped"}, {"id": "r2", "status": "placing"}
+    platform.on("GET /api/v1/endpoints/chat", *[Reply(body=ENDPOINT)] * 4, Reply(404, {"error": {"message": "Gone."}}))
+    platform.on("GET /api/v1/endpoints/chat/logs", Reply(body="one\n"))
+    lists = [[old], [placing, old], [{**placing, "status": "starting"}, old]]
+    platform.on("GET /api/v1/replicas", *[Reply(body={"items": items}) for items in lists])
+    platform.on("GET /api/v1/replicas/r2/logs", Reply(body="two\n"))
+    result = ebb("logs", "chat", "-f", "-n", "5")
+    assert result.out == "one\ntwo\n"
+    assert "next one will be followed" in result.err
+    assert result.code == 1 and result.err.endswith("ebb: Gone.\n")  # removed while it was followed
+
+
 def test_events_follow_goes_on_after_the_last_one(ebb: Any, platform: StubPlatform) -> None:
     event = {"id": 7, "at": "2026-01-01T00:00:00Z", "kind": "endpoint", "subject": "chat", "type": "waking"}
     later = {**event, "id": 8, "type": "live", "reason": "a replica is ready"}

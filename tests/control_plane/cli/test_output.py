@@ -49,7 +49,7 @@ def test_a_change_of_number_is_told_with_its_numbers() -> None:
 
 
 def test_log_lines_are_shortened_where_they_are_ours() -> None:
-    ours = {"event": "request ended", "level": "info", "endpoint": "chat", "ms": 2.5, "why": "a b"}
+    ours = {"event": "request ended", "level": "info", "endpoint": "chat", "ms": 2.5, "why": "a b", "failure": None}
     assert readable(json.dumps(ours) + "\n") == 'info  request ended  ms=2.5 why="a b"\n'
     assert [readable(line) for line in ("plain\n", "[1]\n", '{"a": 1}\n')] == ["plain\n", "[1]\n", '{"a": 1}\n']
     assert list(lines_of(iter(["on", "e\ntw", "o"]))) == ["one\n", "two\n"]
