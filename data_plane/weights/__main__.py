@@ -106,7 +106,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _fail(message: str, *, fatal: bool) -> int:
-    _say("failure", {"message": message, "fatal": fatal})
+    # it may quote the source, and goes to terminals and a database
+    plain = "".join(c if c.isprintable() else " " for c in message)
+    _say("failure", {"message": plain, "fatal": fatal})
     return 1
 
 

@@ -39,12 +39,17 @@ def read_object(path: Path, *, max_bytes: int) -> dict[str, Any]:
     return parse_object(read_bounded(path, max_bytes=max_bytes), path.name)
 
 
-def read_bounded(path: Path, *, max_bytes: int) -> bytes:
-    """The bytes of a regular file that is no symbolic link and at most `max_bytes` long."""
+def refuse_irregular(path: Path) -> None:
+    """ArtifactError for a symbolic link, a device, a pipe, a folder or nothing at all."""
     if path.is_symlink():
         raise ArtifactError(f"{path.name} is a symbolic link, which is never followed; put the file itself there")
     if not path.is_file():
         raise ArtifactError(f"{path.name} is missing in {path.parent}, or is not a regular file; make the folder again")
+
+
+def read_bounded(path: Path, *, max_bytes: int) -> bytes:
+    """The bytes of a regular file that is no symbolic link and at most `max_bytes` long."""
+    refuse_irregular(path)
     size = path.stat().st_size
     if size > max_bytes:
         raise ArtifactError(f"{path.name} has {size} bytes, more than the {max_bytes} allowed for it")

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 
 from data_plane.weights.artifact import DTYPES, TokenizerFiles
-from data_plane.weights.bounded_json import read_bounded, read_object
+from data_plane.weights.bounded_json import read_bounded, read_object, refuse_irregular
 from data_plane.weights.errors import ArtifactError, ModelError
 from data_plane.weights.hf_config import model_config
 from data_plane.weights.layout import ModelConfig
@@ -88,9 +88,13 @@ def open_hf_model(folder: Path, dtype: str) -> SourceModel:
 
 
 def source_files(folder: Path) -> list[Path]:
-    """Every file of the folder that an import reads, by name. Raises ArtifactError if weights are missing."""
-    small = [folder / name for name in SMALL_FILES if (folder / name).exists()]
-    return sorted([*small, *(folder / name for name in _weight_files(folder))])
+    """Every file of the folder that an import reads, by name. Raises ArtifactError if weights are missing, and for
+    what is no file of its own: a link could lead to something that has no end, such as /dev/zero."""
+    small = [folder / name for name in SMALL_FILES if (folder / name).exists() or (folder / name).is_symlink()]
+    files = sorted([*small, *(folder / name for name in _weight_files(folder))])
+    for file in files:
+        refuse_irregular(file)
+    return files
 
 
 def _weight_files(folder: Path) -> list[str]:

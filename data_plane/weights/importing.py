@@ -42,7 +42,7 @@ def _write(model: SourceModel, fetched: Fetched, options: ImportOptions, progres
     values = sum(prod(shape) for shape in tensor_layout(model.config).values())
     options.artifacts.mkdir(parents=True, exist_ok=True)
     require_space(options.artifacts, values * DTYPE_BYTES[model.config.dtype], "the artifact")
-    origin = Origin(options.source, fetched.sha256, fetched.size_bytes, model.licence or fetched.licence)
+    origin = Origin(options.source, fetched.sha256, fetched.size_bytes, _licence(model, fetched))
     path = write_artifact(
         options.artifacts,
         model.config,
@@ -65,7 +65,7 @@ def _result(artifact: Artifact, fetched: Fetched, model: SourceModel) -> dict[st
         "context_length": config.max_position_embeddings,
         "vocab_size": config.vocab_size,
         "chat_template": model.chat_template,
-        "licence": model.licence or fetched.licence,
+        "licence": _licence(model, fetched),
         "source_bytes": fetched.size_bytes,
         "source_sha256": fetched.sha256,
         "artifact_bytes": artifact.manifest["bytes"],
@@ -73,3 +73,9 @@ def _result(artifact: Artifact, fetched: Fetched, model: SourceModel) -> dict[st
         "kv_bytes_per_token": config.kv_bytes_per_token,
         "shape": {size: artifact.config[size] for size in sizes},
     }
+
+
+def _licence(model: SourceModel, fetched: Fetched) -> str | None:
+    """A stranger's text: shown and stored only where it is one plain line."""
+    text = model.licence or fetched.licence
+    return text if text is not None and text.isprintable() else None

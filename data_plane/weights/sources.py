@@ -82,17 +82,20 @@ def _from_hub(name: str, scratch: Path, progress: Progress, max_bytes: int) -> F
 
 def _measure(path: Path, files: Sequence[Path], progress: Progress, licence: str | None, max_bytes: int) -> Fetched:
     """Sizes and digest: a file's own SHA-256; of a folder, that of its files' names and digests."""
-    total = sum(file.stat().st_size for file in files)
+    sizes = {file: file.stat().st_size for file in files}
+    total = sum(sizes.values())
     if total > max_bytes:
         raise SourceError(
             f"{path.name} has {total} bytes, more than the {max_bytes} allowed; raise --max-bytes", fatal=True
         )
     done, digests = 0, {}
     for file in files:
-        hasher = hashlib.sha256()
+        hasher, left = hashlib.sha256(), sizes[file]
         with file.open("rb") as opened:
-            while chunk := opened.read(_HASH_CHUNK):
+            # never past its size: files of /proc have none, and may wait or go on for ever
+            while left and (chunk := opened.read(min(left, _HASH_CHUNK))):
                 hasher.update(chunk)
+                left -= len(chunk)
                 done += len(chunk)
                 progress.update("verify", done, total)
         digests[file.name] = hasher.hexdigest()

@@ -46,6 +46,8 @@ def tokenizer_config(
         raise WeightsError(
             f"the chat template has {len(chat_template)} characters; {MAX_CHAT_TEMPLATE_CHARS} are allowed"
         )
+    if chat_template is not None and not _is_storable(chat_template):
+        raise WeightsError("the chat template holds a NUL or half a character; it is damaged, get the model again")
     return {
         "bos_token": None if bos_token_id is None else tokenizer.id_to_token(bos_token_id),
         "eos_token": tokenizer.id_to_token(eos_token_ids[0]) if eos_token_ids else None,
@@ -55,3 +57,8 @@ def tokenizer_config(
         "chat_template": chat_template,
         "eos_token_ids": eos_token_ids,
     }
+
+
+def _is_storable(text: str) -> bool:
+    """Neither files in UTF-8 nor databases take every text that JSON and GGUF can spell."""
+    return "\x00" not in text and text.encode(errors="ignore").decode() == text

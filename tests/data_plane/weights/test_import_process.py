@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hub_stub import serve_hub
 from test_hf_model import save_folder
@@ -41,6 +42,29 @@ def run(source: str, root: Path, *more: str, **environment: str) -> tuple[int, l
 
 def leftovers(root: Path) -> list[str]:
     return [p.name for part in ("scratch", "artifacts") for p in (root / part).glob(".partial-*")]
+
+
+@pytest.mark.parametrize("template", ["a\x00b", "\x00"])
+def test_a_template_with_a_nul_is_refused_in_words(tmp_path: Path, template: str) -> None:
+    write_gguf(tmp_path / "m.gguf", extra={"tokenizer.chat_template": template})
+    code, _, failure = run(f"file:{tmp_path}/m.gguf", tmp_path)
+    assert isinstance(failure, ImportFailure) and failure.fatal and code == 1
+    assert "chat template" in failure.message and "\x00" not in failure.message
+
+
+def test_half_a_character_in_a_folders_template_is_refused_in_words(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path / "m")
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "\\ud800"}')
+    _, _, failure = run(f"file:{folder}", tmp_path)
+    assert isinstance(failure, ImportFailure) and failure.fatal and "half a character" in failure.message
+
+
+def test_a_strangers_control_characters_reach_neither_licence_nor_reason(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", extra={"general.license": "mit\x00\x1b[2J"})
+    assert run(f"file:{tmp_path}/m.gguf", tmp_path)[2].licence is None
+    write_gguf(tmp_path / "n.gguf", extra_tensors={"odd\x00\x1b[2J": np.zeros((4, 4), np.float32)})
+    _, _, failure = run(f"file:{tmp_path}/n.gguf", tmp_path)
+    assert isinstance(failure, ImportFailure) and "odd  [2J" in failure.message
 
 
 def test_a_gguf_file(tmp_path: Path) -> None:

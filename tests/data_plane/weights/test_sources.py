@@ -1,5 +1,7 @@
 """Names of sources that are none, and wheels that lie: refused before anything is fetched or written."""
 
+import hashlib
+import os
 import zipfile
 from pathlib import Path
 
@@ -43,6 +45,30 @@ def test_any_file_may_be_named_but_only_a_gguf_is_opened() -> None:
     fetched = fetch("file:/etc/passwd", Path("/"), SILENT, max_bytes=1 << 30)
     with pytest.raises(WeightsError, match="GGUF"):
         GgufFile(fetched.path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "README.md"])
+def test_a_folder_whose_file_leads_elsewhere_is_never_read(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"")
+    (folder / name).unlink(missing_ok=True)
+    # has no end: an import that reads it never ends either
+    (folder / name).symlink_to("/dev/zero")
+    with pytest.raises(WeightsError, match=f"{name} is a symbolic link"):
+        fetch(f"file:{folder}", tmp_path, SILENT, max_bytes=1 << 30)
+
+
+def test_a_pipe_among_the_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(WeightsError, match="not a regular file"):
+        fetch(f"file:{tmp_path}", tmp_path, SILENT, max_bytes=1 << 30)
+
+
+def test_no_more_of_a_file_is_read_than_its_size() -> None:
+    # says it has no bytes and would give thousands; others there wait for ever
+    assert fetch("file:/proc/self/maps", Path("/"), SILENT, max_bytes=1 << 30).sha256 == hashlib.sha256().hexdigest()
 
 
 def test_a_wheel_that_unpacks_to_more_than_allowed(tmp_path: Path) -> None:
