@@ -109,7 +109,11 @@ class ChatTemplate:
             del filters[name]
         functions |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now, "range": _range}
         filters |= {"replace": _replace, "tojson": _tojson}
-        self._template = environment.from_string(source)
+        try:
+            self._template = environment.from_string(source)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            # Jinja compiles to Python, whose own compiler has limits: on nesting, above all
+            raise jinja2.TemplateError(f"the template cannot be compiled: {str(error)[:200]}") from error
         self._tokens = {name: value or "" for name, value in tokens.items()}
 
     def render(self, messages: Sequence[dict[str, Any]], arguments: dict[str, Any]) -> str:

@@ -89,9 +89,7 @@ class Generation:
         if isinstance(output, Refusal):
             raise invalid(output.message, code="request_refused")
         if output.finish_reason == "error":
-            raise ApiError(
-                500, output.error or "The engine failed on this request.", type="server_error", code="engine_error"
-            )
+            raise _failed(output.error or "The engine failed on this request.")
         if output.finish_reason == "abort":
             raise ApiError(500, "The engine dropped this request.", type="server_error", code="aborted")
         branch = self.branches[index]
@@ -130,3 +128,11 @@ class Generation:
         metrics.cache_hits.inc(transcript.cached_tokens)
         if branch.first_at is not None and branch.last_at is not None:
             metrics.decode_s.observe(branch.last_at - branch.first_at)
+
+
+def _failed(message: str) -> ApiError:
+    """500. Numbers that break on a prompt break again: clients shall not repeat it."""
+    if message.startswith("numerical_error"):
+        headers = {"x-should-retry": "false"}
+        return ApiError(500, message, type="server_error", code="numerical_error", headers=headers)
+    return ApiError(500, message, type="server_error", code="engine_error")

@@ -2,6 +2,7 @@
 
 import time
 
+import jinja2
 import pytest
 
 from data_plane.runner.chat_template import ChatTemplate
@@ -43,6 +44,22 @@ def test_bounds(source: str) -> None:
         ChatTemplate(source, {}).render(HELLO, {})
     assert caught.value.status == 400 and caught.value.body.param == "messages"
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for %}",
+        "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+        "{{ " + "[" * 150 + "]" * 150 + " }}",
+        "{% for x in messages %}" * 30 + "{% endfor %}" * 30,
+        "{% if x %}" * 500 + "{% endif %}" * 500,
+    ],
+)
+def test_what_does_not_compile_is_the_templates_error(source: str) -> None:
+    # the runner serves on without it: completions need no template
+    with pytest.raises(jinja2.TemplateError):
+        ChatTemplate(source, {})
 
 
 def test_a_template_may_refuse() -> None:

@@ -227,6 +227,20 @@ async def test_engine_failure_is_a_status_or_an_event(client: openai.AsyncOpenAI
     assert (await client.chat.completions.create(model="fake", messages=ASK, max_tokens=5)).choices
 
 
+class _All(set[str]):
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+async def test_a_model_whose_numbers_break_is_named_and_not_asked_again(client: openai.AsyncOpenAI, fake: Fake) -> None:
+    fake.executor.broken_ids = _All()
+    with pytest.raises(openai.InternalServerError) as caught:
+        await client.completions.create(model="fake", prompt="az", max_tokens=5)
+    assert caught.value.code == "numerical_error" and caught.value.response.headers["x-should-retry"] == "false"
+    fake.executor.broken_ids = set()
+    assert (await client.completions.create(model="fake", prompt="ab", max_tokens=5)).choices
+
+
 async def test_a_client_that_leaves_is_aborted() -> None:
     async with fake_runner(max_model_len=4096, step_delay_s=0.005) as fake:
         client = openai.AsyncOpenAI(base_url=f"{fake.url}/v1", api_key="launch-secret", max_retries=0)
