@@ -43,7 +43,7 @@ def model_loading(route: EndpointRoute, held_s: float, eta_s: float | None) -> A
 def model_failed(name: str, reason: str | None) -> ApiError:
     """503 at once: the endpoint's model cannot start, and asking again now will not help."""
     return unavailable(
-        f"Endpoint '{name}' cannot start: {reason or 'no reason was recorded'}. "
+        f"Endpoint '{name}' cannot start: {(reason or 'no reason was recorded').rstrip('.')}. "
         f"See 'ebb events' and 'ebb logs {name}'.",
         code="model_failed",
         should_retry=False,

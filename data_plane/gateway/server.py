@@ -83,7 +83,8 @@ class GatewayServer(web.Server):
         self.cut = False
 
     def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=asyncio.get_running_loop(), keepalive_timeout=75.0)
+        # a compressed body is refused (Exchange.body), not unpacked: small ones could become any size
+        return _Connection(self, loop=asyncio.get_running_loop(), keepalive_timeout=75.0, auto_decompress=False)
 
     @property
     def running(self) -> int:
