@@ -11,6 +11,7 @@ from control_plane import settings as settings_module
 from control_plane.app import create_app
 from control_plane.db.bells import Bells
 from control_plane.db.migrate import upgrade
+from control_plane.protocol import Protocol
 from control_plane.settings import SettingsError
 from data_plane.logs import configure_logging
 
@@ -50,7 +51,7 @@ def main() -> int:
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="h11",
+        http=Protocol,
         ws="none",
         lifespan="on",
         access_log=False,

@@ -34,6 +34,7 @@ from control_plane.settings import Settings
 from control_plane.tenants.auth import OPEN, READ, KeyCache, require_scope
 from control_plane.tenants.controller import KeysController
 from control_plane.tenants.door import Door
+from data_plane.wire.errors import ApiError
 
 VERSION = "0.1.0"
 MAX_BODY_BYTES = 4 * 2**20
@@ -135,6 +136,14 @@ def render(_: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     return Response(answer.encode(), status_code=answer.status, headers=answer.headers, media_type="application/json")
 
 
+def _in_shape(response: Response[Any]) -> Response[Any]:
+    """Litestar answers unknown paths below /schema with a page of HTML of its own."""
+    if response.status_code != 404:
+        return response
+    error = ApiError(404, "There is nothing at this address. GET /schema lists what there is.", code="not_found")
+    return Response(error.encode(), status_code=404, media_type="application/json")
+
+
 def _openapi() -> OpenAPIConfig:
     bearer = SecurityScheme(type="http", scheme="bearer", description="An API key, `prefix.secret`.")
     return OpenAPIConfig(
@@ -144,6 +153,6 @@ def _openapi() -> OpenAPIConfig:
         components=Components(security_schemes={"key": bearer}),
         security=[{"key": []}],
         use_handler_docstrings=True,
-        openapi_router=Router("/schema", route_handlers=[], opt=READ, include_in_schema=False),
+        openapi_router=Router("/schema", route_handlers=[], opt=READ, include_in_schema=False, after_request=_in_shape),
         render_plugins=[JsonRenderPlugin(path=["/", "/openapi.json"], media_type="application/json")],  # type: ignore
     )

@@ -61,6 +61,8 @@ class Door:
                 self._measure(scope["method"], template, statuses[0] if statuses else 499, time.monotonic() - started)
 
     async def _enter(self, scope: Any, headers: dict[str, str]) -> None:
+        if "content-length" in headers and "transfer-encoding" in headers:
+            raise _two_lengths()
         _check_target(scope.get("raw_path") or scope["path"].encode(), "path")
         _check_target(scope.get("query_string", b""), "query")
         if scope["path"] not in OPEN_PATHS:
@@ -69,6 +71,13 @@ class Door:
 
 def _headers(scope: Any) -> dict[str, str]:
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def _two_lengths() -> Invalid:
+    """Whoever stands in front may have read another end of this body: what follows on the connection is not trusted."""
+    error = Invalid("The request has both Content-Length and Transfer-Encoding. Send one of them.", "content-length")
+    error.headers["connection"] = "close"
+    return error
 
 
 def _check_target(raw: bytes, part: str) -> None:

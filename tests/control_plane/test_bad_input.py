@@ -33,6 +33,8 @@ async def test_bad_bodies(client: Client) -> None:
 
 
 ADDRESSES = [
+    ("/schema/nothing", 404),
+    ("/schema/swagger", 404),
     ("/api/v1/models/%00", 400),
     ("/api/v1/models/%ff", 400),
     ("/api/v1/models/a%0ab", 400),

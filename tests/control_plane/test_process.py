@@ -1,6 +1,7 @@
 """The control plane as a process: quick to start, quick to end with streams open, cheap when idle."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -69,6 +70,50 @@ async def test_it_ends_within_seconds_with_streams_open(control: Control, keys: 
         assert time.monotonic() - started < 3
         assert sum(line.startswith("id:") for line in rest) == 4  # the keys' events; the stream ended cleanly
     assert "Traceback" not in (control.home / "control.log").read_text()
+
+
+def _raw(port: int, data: bytes) -> bytes:
+    """All that a real socket gets for these bytes, until the server closes it."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(data)
+        try:
+            while chunk := connection.recv(65536):
+                answer += chunk
+        except ConnectionResetError:
+            pass  # closed with bytes of ours unread; what it said before that counts
+    return answer
+
+
+BEGIN = b"POST /api/v1/keys HTTP/1.1\r\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET /healthz HTTP/1.1\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET /\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\r\n\r\n",
+        BEGIN + b"Host: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}x",
+        BEGIN + b"Host: x\r\nContent-Length: -2\r\n\r\n{}",
+        BEGIN + b"Host: x\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: a\x00b\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_gets_the_one_error_shape(control: Control, data: bytes) -> None:
+    head, _, body = _raw(control.port, data).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ") and b"x-request-id: " in head and b"application/json" in head
+    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+    assert httpx.get(control.url + "/healthz").status_code == 200
+
+
+def test_a_second_request_cannot_hide_behind_two_lengths(control: Control) -> None:
+    hidden = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    lengths = b"Host: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    answer = _raw(control.port, BEGIN + lengths + hidden)
+    assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.1") == 1
+    assert b"Content-Length and Transfer-Encoding" in answer
 
 
 async def test_a_restart_leads_at_once_with_a_new_epoch(control: Control, keys: Any) -> None:
