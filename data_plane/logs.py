@@ -32,6 +32,7 @@ def configure_logging(process: str, level: int = logging.INFO) -> None:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_is_no_departure)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
@@ -40,3 +41,9 @@ def configure_logging(process: str, level: int = logging.INFO) -> None:
     )
     # Libraries speak from warnings up: their INFO is one line per request or poll, which ours already are.
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+
+
+def _is_no_departure(record: logging.LogRecord) -> bool:
+    """aiohttp logs each client that hangs up in the middle of its answer as an error, with a traceback."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (record.name == "aiohttp.server" and isinstance(error, ConnectionError))

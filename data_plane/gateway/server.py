@@ -48,6 +48,9 @@ class _Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
+        if isinstance(exc, ConnectionError) or request.writer.output_size > 0:
+            # the client has gone, or an answer has begun that no other may follow: the connection ends here, unclean
+            raise ConnectionResetError("nothing more is sent on this connection") from exc
         if status >= 500:
             _log.error("connection_failed", status=status, exc_info=exc)
             error = ApiError(status, "Something went wrong inside the gateway.", type="server_error", code="internal")

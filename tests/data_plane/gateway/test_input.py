@@ -10,6 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_plane.router.runner_client import Upstream
+
 from .world import World, chat
 
 CHAT = "/e/chat/v1/chat/completions"
@@ -213,3 +215,24 @@ async def test_expect_continue(world: World) -> None:
         writer.write(b"{")
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 400")
     writer.close()
+
+
+async def test_a_fault_of_ours_in_a_stream_breaks_it_off_and_begins_no_second_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.live(await world.runner())
+
+    async def fail(_: Upstream) -> bytes:
+        monkeypatch.undo()
+        raise RuntimeError("a defect")
+
+    body = json.dumps(chat(stream=True)).encode()
+    head = (
+        f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {world.key}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    monkeypatch.setattr(Upstream, "read_events", fail)
+    answer = await raw(world, head.encode() + body)
+    assert answer.startswith(b"HTTP/1.1 200 ") and answer.count(b"HTTP/1.1") == 1
+    assert not answer.endswith(b"0\r\n\r\n")
+    async with world.post(body=chat()) as response:
+        assert response.status == 200
