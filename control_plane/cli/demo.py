@@ -77,7 +77,7 @@ def snippets(url: str, name: str, key: str) -> str:
     return f"""curl {url}/chat/completions \\
   -H "Content-Type: application/json" \\
   -H "Authorization: Bearer {key}" \\
-  -d '{{"model": "{name}", "temperature": 0, "messages": [{message}]}}'
+  -d '{{"model": "{name}", "temperature": 0, "max_tokens": 64, "messages": [{message}]}}'
 
 from openai import OpenAI  # pip install openai
 
@@ -88,6 +88,7 @@ client = OpenAI(
 answer = client.chat.completions.create(
     model="{name}",
     temperature=0,
+    max_tokens=64,
     messages=[{message}],
 )
 print(answer.choices[0].message.content)"""
