@@ -73,11 +73,11 @@ def snippets(url: str, name: str, key: str) -> str:
 
     Lines are kept under 80 columns where the shell allows it: what a terminal does not wrap is pasted whole from any.
     """
-    message = '{"role": "user", "content": "What is the capital of France?"}'
+    message = '{"role": "user", "content": "Name the capital of France."}'
     return f"""curl {url}/chat/completions \\
   -H "Content-Type: application/json" \\
   -H "Authorization: Bearer {key}" \\
-  -d '{{"model": "{name}", "temperature": 0, "max_tokens": 64, "messages": [{message}]}}'
+  -d '{{"model": "{name}", "temperature": 0.3, "max_tokens": 64, "messages": [{message}]}}'
 
 from openai import OpenAI  # pip install openai
 
@@ -87,7 +87,7 @@ client = OpenAI(
 )
 answer = client.chat.completions.create(
     model="{name}",
-    temperature=0,
+    temperature=0.3,
     max_tokens=64,
     messages=[{message}],
 )
