@@ -24,6 +24,9 @@ from data_plane.wire.names import is_name
 Handler = Callable[[Exchange, str | None], Awaitable[web.StreamResponse]]
 """(exchange, endpoint named in the URL) -> the answer."""
 
+HEAD_TIMEOUT_S = 10.0
+"""From a connection's or a request's first byte to the end of the request's head."""
+
 _log = structlog.get_logger()
 
 
@@ -39,7 +42,41 @@ class Route:
 
 
 class _Connection(web.RequestHandler):
-    """Renders also those errors in the wire's shape that are found before there is a request."""
+    """Renders also those errors in the wire's shape that are found before there is a request, and gives up on a
+    client that begins a request's head and does not end it."""
+
+    _has_request = False
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self._has_request and self._head_timer is None:
+            self._await_head()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def begin(self) -> None:
+        """A request's head has come."""
+        self._has_request = True
+        self._stop_waiting()
+
+    def end(self) -> None:
+        """It is answered. Until the next one's first byte, keep-alive has its own limit."""
+        self._has_request = False
+
+    def _await_head(self) -> None:
+        self._head_timer = asyncio.get_running_loop().call_later(HEAD_TIMEOUT_S, self.force_close)
+
+    def _stop_waiting(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def handle_error(
         self,
@@ -120,6 +157,8 @@ class GatewayServer(web.Server):
         task: "asyncio.Task[None]",
     ) -> web.BaseRequest:
         loop = asyncio.get_running_loop()
+        assert isinstance(protocol, _Connection)
+        protocol.begin()
         return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=self._most_body_bytes)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -138,6 +177,9 @@ class GatewayServer(web.Server):
             exchange.outcome, exchange.status = "cancelled", 499
             raise
         finally:
+            connection = request.protocol
+            assert isinstance(connection, _Connection)
+            connection.end()
             self._running.discard(task)
             if not self._running:
                 self._idle.set()

@@ -236,3 +236,27 @@ async def test_a_fault_of_ours_in_a_stream_breaks_it_off_and_begins_no_second_an
     assert not answer.endswith(b"0\r\n\r\n")
     async with world.post(body=chat()) as response:
         assert response.status == 200
+
+
+@pytest.mark.parametrize("first", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["new", "kept alive"])
+async def test_a_head_that_never_ends_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch, first: bytes) -> None:
+    monkeypatch.setattr("data_plane.gateway.server.HEAD_TIMEOUT_S", 0.2)
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.gateway.port)
+    if first:
+        writer.write(first)
+        assert (await reader.readuntil(b'{"status":"ok"}')).startswith(b"HTTP/1.1 200")
+        await asyncio.sleep(0.4)  # idle between two requests is no fault
+    writer.write(b"GET /healthz HTTP/1.1\r\nX-A: ")
+    async with asyncio.timeout(5):
+        assert await reader.read() == b""
+    writer.close()
+
+
+async def test_a_slow_answer_is_not_taken_for_a_slow_head(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_plane.gateway.server.HEAD_TIMEOUT_S", 0.2)
+    runner = await world.runner()
+    runner.behaviour.delay_s = 0.6
+    await world.live(runner)
+    for _ in range(2):
+        async with world.post() as response:
+            assert response.status == 200
