@@ -42,7 +42,7 @@ async def add_model(session: AsyncSession, tenant_id: UUID, name: str, source: s
     job = await enqueue(
         session, tenant_id, kind=IMPORT, subject=row.id, name=name, payload={"source": source, "model": name}
     )
-    await record(session, tenant_id, "model", name, "importing", f"from {source}", {"job": str(job.id)})
+    await record(session, tenant_id, "model", name, "importing", f"From {source}.", {"job": str(job.id)})
     return row, job
 
 
@@ -83,7 +83,7 @@ async def import_done(session: AsyncSession, model_id: UUID, result: ImportResul
         setattr(row, field, value)
     row.status, row.error = "ready", None
     data = {"artifact": result.artifact, "parameters": result.parameters}
-    await record(session, row.tenant_id, "model", row.name, "ready", f"imported from {row.source}", data)
+    await record(session, row.tenant_id, "model", row.name, "ready", f"Imported from {row.source}.", data)
     await ring(session, "endpoints", "placement", "routes")
 
 

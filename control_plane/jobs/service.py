@@ -53,7 +53,7 @@ async def claim(session: AsyncSession, job_id: UUID, worker: str) -> JobTable | 
     row.worker = worker
     row.started_at = row.started_at or await _now(session)
     row.stage, row.progress = None, None
-    await _move(session, row, "running", f"attempt {row.attempts}")
+    await _move(session, row, "running", f"A worker took it (attempt {row.attempts}).")
     await _extend(session, row)
     return row
 
@@ -82,7 +82,7 @@ async def progress(session: AsyncSession, job_id: UUID, worker: str, stage: str,
 async def finish(session: AsyncSession, row: JobTable, result: dict[str, Any]) -> None:
     """The job is done."""
     row.result = result
-    await _end(session, row, "done", "finished")
+    await _end(session, row, "done", "Finished.")
 
 
 async def fail(session: AsyncSession, row: JobTable, reason: str) -> None:

@@ -74,7 +74,7 @@ async def _insert(
     session.add(row)
     await session.flush()
     await session.refresh(row)
-    await record(session, tenant_id, "key", prefix, "created", f"key '{name}' was made", {"scopes": list(row.scopes)})
+    await record(session, tenant_id, "key", prefix, "created", f"Key '{name}' was made.", {"scopes": list(row.scopes)})
     await ring(session, *KEYS_CHANGED)
     return row
 

@@ -125,7 +125,7 @@ async def test_a_key_of_another_tenant_sees_nothing_of_this_one(client: Client, 
     assert len(mine) == 4 and [item["name"] for item in theirs] == ["o"]
     assert (await client.delete(f"/api/v1/keys/{mine[1]['id']}", headers=keys.headers(other))).status_code == 404
     events = (await client.get("/api/v1/events", headers=keys.headers(other))).json()["items"]
-    assert [event["reason"] for event in events] == ["key 'o' was made"]
+    assert [event["reason"] for event in events] == ["Key 'o' was made."]
 
 
 async def test_ensure_key_keeps_a_key_that_works_and_replaces_one_that_does_not(
