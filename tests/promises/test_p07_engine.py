@@ -53,6 +53,7 @@ def test_a_client_that_goes_is_forgotten_within_a_second(chat: Platform) -> None
     with httpx.stream(
         "POST", f"{chat.gateway}/e/chat/v1/completions", json=body, headers={"Authorization": f"Bearer {chat.key}"}
     ) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # kept: httpx closes the connection when its iterator is collected
+        next(lines)
         assert _running(chat) == 1
     wait_for("the engine to forget the request", lambda: _running(chat) == 0, 1.5, every_s=0.05)
