@@ -9,9 +9,9 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# "/" + "work/…" and the like; what stands before keeps URLs and `{folder}/work/` out
-LOCAL = re.compile(r"(?<![\w.~}\)-])/(?:work|root|home/[a-z]+|Users/[A-Za-z]+)/")
-INDEX = re.compile(r"index-url[ =\"']+(?!https://(?:pypi\.org|download\.pytorch\.org)/)[a-z]+:[^\s\"']+")
+# what stands before keeps URLs and `{folder}/root/` out
+LOCAL = re.compile(r"(?<![\w.~}\)-])/(?:work(?:space)?|root|home/[a-z]+|Users/[A-Za-z]+)/")
+INDEX = re.compile(r"index-url[ =\"']+[a-z]+:[^\s\"']+")
 PRIVATE_HOST = re.compile(r"https?://[\w.-]+\.(?:internal|corp|lan)\b")
 MOST_BYTES = 2_000_000
 
@@ -37,8 +37,7 @@ def test_no_local_path_and_no_internal_host() -> None:
 
 
 def test_the_rule_sees_what_it_forbids() -> None:
-    assert faults("open('" + "/" + "work/main/x')") and faults("HOME=" + "/" + "root/.cache")
+    assert faults("open('" + "/" + "workspace/main/x')") and faults("HOME=" + "/" + "root/.cache")
     assert faults("--index-url " + "https://mirror.example/simple") and faults("--extra-index-url=" + "file:///x/y")
     assert faults("http://" + "packages.corp/simple")
-    harmless = "a/work/b and https://example.com/root/x and ~/.ebb and {root}/work/"
-    assert faults(harmless + " pip install --index-url https://download.pytorch.org/whl/cpu") == []
+    assert faults("a/root/b and https://example.com/root/x and ~/.ebb and {folder}/root/") == []
