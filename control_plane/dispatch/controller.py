@@ -1,6 +1,6 @@
 """The agents' side of the fleet: /internal/v1/nodes/{id}/desired and /report; and GET /api/v1/nodes."""
 
-import asyncio
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
@@ -9,14 +9,13 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, QueryParameter
 
 from control_plane.db.bells import Bells
+from control_plane.db.long_poll import LONGEST_WAIT_S, until_changed
 from control_plane.db.session import Database
 from control_plane.dispatch import service
 from control_plane.nodes import service as nodes
 from control_plane.nodes.schemas import Nodes, to_node
 from control_plane.tenants.auth import NODE, READ, AuthRequest, RequestSession, tenant_of
 from data_plane.wire.fleet import DesiredState, NodeReport
-
-LONGEST_WAIT_S = 60.0
 
 
 class AgentsController(Controller):
@@ -35,15 +34,9 @@ class AgentsController(Controller):
         wait: Annotated[float, QueryParameter(ge=0, le=LONGEST_WAIT_S)] = 20.0,
     ) -> DesiredState:
         """As soon as its version is not `version`, or the same again after `wait` seconds."""
-        clock = asyncio.get_running_loop().time
-        until = clock() + wait
-        with bells.listen(f"node:{node_id}", "keys") as listener:
-            while True:
-                async with database.transaction() as session:
-                    state = await service.desired_state(session, node_id)
-                if state.version != version or listener.closing or clock() >= until:
-                    return state
-                await listener.wait(until - clock())
+        topics = (f"node:{node_id}", "keys")
+        read = partial(service.desired_state, node_id=node_id)
+        return await until_changed(database, bells, topics, read, version=version, wait_s=wait)
 
     @post("/{node_id:uuid}/report", opt=NODE, status_code=204, summary="A node's report and heartbeat")
     async def report(self, session: RequestSession, node_id: FromPath[UUID], data: JSONBody[NodeReport]) -> None:

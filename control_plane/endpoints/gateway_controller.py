@@ -1,6 +1,5 @@
 """The gateways' side of endpoints: /internal/v1/gateway/state and /demand, and /internal/v1/endpoints/{id}/wake."""
 
-import asyncio
 from typing import Annotated
 from uuid import UUID
 
@@ -9,12 +8,11 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, QueryParameter
 
 from control_plane.db.bells import Bells
+from control_plane.db.long_poll import LONGEST_WAIT_S, until_changed
 from control_plane.db.session import Database
 from control_plane.endpoints import demand, routes, service
 from control_plane.tenants.auth import NODE, RequestSession
 from data_plane.wire.routes import DemandReport, GatewayState, WakeAnswer, WakeRequest
-
-LONGEST_WAIT_S = 60.0
 
 
 class GatewaysController(Controller):
@@ -32,15 +30,9 @@ class GatewaysController(Controller):
         wait: Annotated[float, QueryParameter(ge=0, le=LONGEST_WAIT_S)] = 20.0,
     ) -> GatewayState:
         """As soon as its version is not `version`, or the same again after `wait` seconds."""
-        clock = asyncio.get_running_loop().time
-        until = clock() + wait
-        with bells.listen("routes", "keys") as listener:
-            while True:
-                async with database.transaction() as session:
-                    state = await routes.gateway_state(session)
-                if state.version != version or listener.closing or clock() >= until:
-                    return state
-                await listener.wait(until - clock())
+        return await until_changed(
+            database, bells, ("routes", "keys"), routes.gateway_state, version=version, wait_s=wait
+        )
 
     @post("/gateway/demand", opt=NODE, status_code=204, summary="The work a gateway sees")
     async def demand(self, session: RequestSession, data: JSONBody[DemandReport]) -> None:
