@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from data_plane.engine.blocks import BlockTable
 from data_plane.engine.outputs import TokenLogprobs
 from data_plane.engine.sampling import SamplingParams
 
@@ -12,18 +11,21 @@ from data_plane.engine.sampling import SamplingParams
 class Row:
     """The tokens of one request that this step computes: positions `start` to `start + len(tokens)` of its sequence.
 
-    `blocks` says where its keys and values lie. `wants_token`: choose a token after the last one. `prompt_targets`:
-    for each of the first tokens of this row, the prompt token that follows it and whose log-probability is wanted;
-    `num_skipped_targets` tokens come before the first of them.
+    `blocks`: the ids of its KV blocks in the order of its tokens, enough for `stop`, nowhere near each other.
+    `wants_token`: choose a token after the last one. `num_drafts`: the last so many of `tokens` are guesses; choose a
+    token after `tokens[-1 - num_drafts]`, and, as long as a guess equals the token chosen for its place, after it too.
+    `prompt_targets`: for each of the first tokens of this row, the prompt token that follows it and whose
+    log-probability is wanted; `num_skipped_targets` tokens come before the first of them.
     """
 
     request_id: str
     tokens: Sequence[int]
     start: int
-    blocks: BlockTable
+    blocks: Sequence[int]
     params: SamplingParams
     seed: int
     wants_token: bool
+    num_drafts: int = 0
     forbidden_ids: frozenset[int] = frozenset()
     """Tokens that would end the request before `min_tokens`."""
     output_counts: Mapping[int, int] | None = None
@@ -55,10 +57,20 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
-    """What a row gave. `error` is a sentence where this row alone failed (its logits were not numbers)."""
+class Token:
+    """A chosen token. The one at position p follows from the logits, the request's parameters, its seed and p alone."""
 
-    token_id: int | None = None
+    token_id: int
     logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a row gave: where it wants a token, one more than it has accepted guesses, else none.
+
+    `error` is a sentence where this row alone failed (its logits were not numbers).
+    """
+
+    tokens: tuple[Token, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     error: str | None = None

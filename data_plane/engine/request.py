@@ -23,6 +23,7 @@ class Request:
         self.num_prompt = len(prompt)
         self.tokens: list[int] = list(prompt)
         self.num_computed = 0
+        self.blocks: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.prompt_logprobs: list[TokenLogprobs | None] = []
         self.has_penalties = bool(params.presence_penalty or params.frequency_penalty) or params.repetition_penalty != 1

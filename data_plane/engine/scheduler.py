@@ -36,9 +36,13 @@ class Scheduler:
         """Takes a request out, wherever it is, and frees its blocks. It leaves between two steps, never within one."""
         if request in self.running:
             self.running.remove(request)
-            self.pool.free(request.request_id)
+            self._release(request)
         elif request in self.waiting:
             self.waiting.remove(request)
+
+    def _release(self, request: Request) -> None:
+        self.pool.free(request.blocks)
+        request.blocks = []
 
     def schedule(self) -> Batch:
         """The next batch; an empty one when there is no work."""
@@ -61,18 +65,18 @@ class Scheduler:
 
     def _make_room(self, request: Request) -> bool:
         """Sees that the next token has a block, preempting younger requests; False if it preempted `request` itself."""
-        missing = self.pool.blocks_for(request.num_tokens) - len(self.pool.table(request.request_id).ids)
+        missing = self.pool.blocks_for(request.num_tokens) - len(request.blocks)
         if missing <= 0:
             return True
         while self.pool.num_free < missing:
             youngest = self.running.pop()
-            self.pool.free(youngest.request_id)
+            self._release(youngest)
             youngest.num_computed = 0
             self.waiting.appendleft(youngest)
             self.num_preemptions += 1
             if youngest is request:
                 return False
-        self.pool.allocate(request.request_id, missing, self._expected_blocks(request))
+        request.blocks += self.pool.allocate(missing)
         return True
 
     def _admit(self) -> Request | None:
@@ -89,12 +93,8 @@ class Scheduler:
             return None
         self.waiting.popleft()
         self.running.append(request)
-        self.pool.allocate(request.request_id, needed, self._expected_blocks(request))
+        request.blocks = self.pool.allocate(needed)
         return request
-
-    def _expected_blocks(self, request: Request) -> int:
-        length = min(request.num_prompt + request.params.max_tokens, self.config.max_model_len)
-        return self.pool.blocks_for(length)
 
     def _row(self, request: Request, count: int) -> Row:
         start, stop = request.num_computed, request.num_computed + count
@@ -111,7 +111,7 @@ class Scheduler:
             request_id=request.request_id,
             tokens=request.tokens[start:stop],
             start=start,
-            blocks=self.pool.table(request.request_id),
+            blocks=request.blocks,
             params=request.params,
             seed=request.seed,
             wants_token=is_last and request.params.max_tokens > 0,
@@ -133,38 +133,44 @@ class Scheduler:
         for row, result in zip(batch.rows, results, strict=True):
             request = requests[row.request_id]
             request.num_computed = row.stop
-            output = self._commit_row(request, result)
-            if output is not None:
-                outputs.append(output)
+            outputs.extend(self._commit_row(request, result))
             if request.finish_reason is not None:
                 self.remove(request)
         return outputs
 
-    def _commit_row(self, request: Request, result: Sampled) -> Output | None:
+    def _commit_row(self, request: Request, result: Sampled) -> list[Output]:
         if result.error is not None:
             request.finish_reason = "error"
-            return Output(request.request_id, None, "error", error=result.error)
+            return [Output(request.request_id, None, "error", error=result.error)]
         if request.wants_prompt_logprobs:
             if not request.prompt_logprobs:
                 request.prompt_logprobs.append(None)
             request.prompt_logprobs.extend(result.prompt_logprobs)
         if request.num_remaining:
-            return None
+            return []
         # once only: with the first token, or with the end where no token is wanted
         is_first = request.num_output == 0 and request.params.prompt_logprobs is not None
         prompt_logprobs = tuple(request.prompt_logprobs) if is_first else None
-        if result.token_id is None:
+        if not result.tokens:
             request.finish_reason = "length"
-            return Output(request.request_id, None, "length", prompt_logprobs=prompt_logprobs)
-        request.append(result.token_id)
-        request.finish_reason = self._reason_to_end(request, result.token_id)
-        return Output(
-            request.request_id,
-            result.token_id,
-            request.finish_reason,
-            logprobs=result.logprobs,
-            prompt_logprobs=prompt_logprobs,
-        )
+            return [Output(request.request_id, None, "length", prompt_logprobs=prompt_logprobs)]
+        outputs: list[Output] = []
+        for token in result.tokens:
+            request.append(token.token_id)
+            request.finish_reason = self._reason_to_end(request, token.token_id)
+            outputs.append(
+                Output(
+                    request.request_id,
+                    token.token_id,
+                    request.finish_reason,
+                    logprobs=token.logprobs,
+                    prompt_logprobs=prompt_logprobs,
+                )
+            )
+            prompt_logprobs = None
+            if request.finish_reason is not None:
+                break
+        return outputs
 
     def _reason_to_end(self, request: Request, token_id: int) -> FinishReason | None:
         if token_id in self._ending_ids(request) and request.num_output > request.params.min_tokens:
@@ -175,13 +181,10 @@ class Scheduler:
 
     def check(self) -> None:
         """The pool's books balance, and exactly the running requests hold blocks, each enough for what it computed."""
-        self.pool.check()
-        held = 0
+        self.pool.check([request.blocks for request in self.running])
         for request in self.running:
-            table = self.pool.table(request.request_id)
-            held += len(table.ids)
-            assert len(table.ids) * self.config.block_size >= request.num_computed, f"{request.request_id} lacks blocks"
-        used = self.pool.num_blocks - self.pool.num_free
-        assert held == used, f"the running requests hold {held} blocks and the pool counts {used}"
+            room = len(request.blocks) * self.config.block_size
+            assert room >= request.num_computed, f"{request.request_id} has room for {room} tokens and computed more"
+        assert not any(request.blocks for request in self.waiting), "a waiting request holds blocks"
         order = [request.arrival for request in [*self.running, *self.waiting]]
         assert order == sorted(order), f"requests are out of their order of arrival: {order}"

@@ -1,5 +1,6 @@
 """Packs a batch as one flat row of tokens, with the places of its keys and values. Knows nothing of the model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,17 +36,21 @@ def pack(batch: Batch, block_size: int, device: torch.device) -> Inputs:
     return Inputs(packed[0], packed[1], packed[2], segments)
 
 
+def _are_neighbours(ids: Sequence[int]) -> bool:
+    return list(ids) == list(range(ids[0], ids[0] + len(ids)))
+
+
 def _own_slots(row: Row, block_size: int) -> range | list[int]:
-    ids = row.blocks.ids
-    if row.blocks.is_contiguous:
+    ids = row.blocks
+    if _are_neighbours(ids):
         base = ids[0] * block_size
         return range(base + row.start, base + row.stop)
     return [ids[at // block_size] * block_size + at % block_size for at in range(row.start, row.stop)]
 
 
 def _context_slots(row: Row, block_size: int, device: torch.device) -> slice | Tensor:
-    ids = row.blocks.ids
-    if row.blocks.is_contiguous:
+    ids = row.blocks
+    if _are_neighbours(ids):
         return slice(ids[0] * block_size, ids[0] * block_size + row.stop)
     blocks = torch.tensor(ids, dtype=torch.int64).unsqueeze(1) * block_size
     return (blocks + torch.arange(block_size)).view(-1)[: row.stop].to(device)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from data_plane.engine.batch import Batch, Row
-from data_plane.engine.blocks import BlockTable
 from data_plane.engine.config import EngineConfig
 from data_plane.engine.sampling import SamplingParams
 from data_plane.execution.kv_cache import allocate_cache, free_memory_bytes, plan_cache
@@ -131,11 +130,11 @@ def warm_up(executor: ModelRunner, config: EngineConfig) -> None:
     It writes to the first blocks of the cache, which no request holds yet.
     """
     length = min(WARM_UP_TOKENS, config.max_model_len - 1, config.num_blocks * config.block_size - 1)
-    table = BlockTable(list(range(-(-(length + 1) // config.block_size))))
+    blocks = list(range(-(-(length + 1) // config.block_size)))
     for start, count in ((0, length), (length, 1)):
         for temperature in (0.0, 1.0):
             params = SamplingParams(max_tokens=1, temperature=temperature, top_p=0.9)
-            row = Row("warm-up", [0] * count, start, table, params, seed=0, wants_token=True)
+            row = Row("warm-up", [0] * count, start, blocks, params, seed=0, wants_token=True)
             executor.run(Batch((row,)))
 
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from data_plane.engine.batch import Batch, Row, Sampled
+from data_plane.engine.batch import Batch, Row, Sampled, Token
 from data_plane.engine.outputs import TokenLogprobs
 from data_plane.execution.inputs import pack
 from data_plane.execution.logprobs import token_logprobs
-from data_plane.execution.sampler import NUMERICAL_ERROR, Choice, sample
+from data_plane.execution.sampler import NUMERICAL_ERROR, Choice, Place, sample
 from data_plane.models.registry import Model
 
 PROMPT_LOGITS_ROWS = 64
@@ -31,29 +31,33 @@ class ModelRunner:
         """One result for each row, in order."""
         inputs = pack(batch, self.block_size, self.device)
         hidden = self.model.forward(inputs.token_ids, inputs.positions, inputs.slots, inputs.segments, self.caches)
-        prompts: dict[int, list[TokenLogprobs]] = {}
+        prompts: list[Sequence[TokenLogprobs]] = []
         first = 0
-        last: list[int] = []
-        for at, row in enumerate(batch.rows):
-            if row.prompt_targets:
-                start = first + row.num_skipped_targets
-                prompts[at] = self._prompt_logprobs(hidden[start : start + len(row.prompt_targets)], row)
+        asking: list[int] = []
+        places: list[Place] = []
+        for row in batch.rows:
+            start = first + row.num_skipped_targets
+            prompts.append(self._prompt_logprobs(hidden[start : start + len(row.prompt_targets)], row))
             first += len(row.tokens)
             if row.wants_token:
-                last.append(first - 1)
-        choices = iter(self._choose(hidden, last, [row for row in batch.rows if row.wants_token]))
-        return [
-            _result(next(choices) if row.wants_token else Choice(None), prompts.get(at, []))
-            for at, row in enumerate(batch.rows)
-        ]
+                asking.extend(range(first - 1 - row.num_drafts, first))
+                places.extend(Place(row, position) for position in range(row.stop - row.num_drafts, row.stop + 1))
+        choices = self._choose(hidden, asking, places)
+        results: list[Sampled] = []
+        taken = 0
+        for row, prompt in zip(batch.rows, prompts, strict=True):
+            count = 1 + row.num_drafts if row.wants_token else 0
+            results.append(_result(row, choices[taken : taken + count], prompt))
+            taken += count
+        return results
 
-    def _choose(self, hidden: Tensor, last: Sequence[int], rows: Sequence[Row]) -> list[Choice]:
-        if not rows:
+    def _choose(self, hidden: Tensor, asking: Sequence[int], places: Sequence[Place]) -> list[Choice]:
+        if not places:
             return []
         # a batch of decodes needs all its rows: nothing is picked out
-        if len(last) < hidden.shape[0]:
-            hidden = hidden[torch.tensor(last, device=self.device)]
-        return sample(self.model.logits(hidden), rows)
+        if len(asking) < hidden.shape[0]:
+            hidden = hidden[torch.tensor(asking, device=self.device)]
+        return sample(self.model.logits(hidden), places)
 
     def _prompt_logprobs(self, hidden: Tensor, row: Row) -> list[TokenLogprobs]:
         count = row.params.prompt_logprobs or 0
@@ -65,7 +69,16 @@ class ModelRunner:
         return entries
 
 
-def _result(choice: Choice, prompt: Sequence[TokenLogprobs]) -> Sampled:
-    if choice.error is not None or not all(math.isfinite(entry.logprob) for entry in prompt):
+def _result(row: Row, choices: Sequence[Choice], prompt: Sequence[TokenLogprobs]) -> Sampled:
+    """`choices`: one for the row's own next token and one after each guess; they count up to the first wrong guess."""
+    if not all(math.isfinite(entry.logprob) for entry in prompt):
         return Sampled(error=NUMERICAL_ERROR)
-    return Sampled(choice.token_id, choice.logprobs, tuple(prompt))
+    guesses = row.tokens[len(row.tokens) - row.num_drafts :]
+    tokens: list[Token] = []
+    for at, choice in enumerate(choices):
+        if choice.token_id is None:
+            return Sampled(error=choice.error)
+        tokens.append(Token(choice.token_id, choice.logprobs))
+        if at < len(guesses) and guesses[at] != choice.token_id:
+            break
+    return Sampled(tuple(tokens), tuple(prompt))

@@ -6,6 +6,7 @@ seed and position alone. Nothing a row gets depends on the rows beside it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,20 +35,31 @@ class Choice:
     error: str | None = None
 
 
-def sample(logits: Tensor, rows: Sequence[Row]) -> list[Choice]:
-    """`logits` [rows, vocabulary] of any float dtype; one choice for each row."""
+class Place(NamedTuple):
+    """Where a token is to be chosen: at `position` of the row's sequence."""
+
+    row: Row
+    position: int
+
+
+def sample(logits: Tensor, places: Sequence[Place]) -> list[Choice]:
+    """`logits` [places, vocabulary] of any float dtype; one choice for each place."""
     logits = logits.float()
+    rows = [place.row for place in places]
+    positions = [place.position for place in places]
     # a sum is not finite as soon as one of its terms is not, and reads the row once
     is_finite = torch.isfinite(logits.sum(-1)).tolist()
     adjusted = adjust(logits, rows)
     random_rows = [at for at, row in enumerate(rows) if row.params.temperature > 0]
     if len(random_rows) == len(rows):
-        tokens = _draw(adjusted, rows)
+        tokens = _draw(adjusted, rows, positions)
     else:
         tokens = adjusted.argmax(-1)
         if random_rows:
             where = torch.tensor(random_rows, device=logits.device)
-            tokens[where] = _draw(adjusted[where], [rows[at] for at in random_rows])
+            tokens[where] = _draw(
+                adjusted[where], [rows[at] for at in random_rows], [positions[at] for at in random_rows]
+            )
     token_ids: list[int] = tokens.tolist()
     described = _describe(logits, rows, token_ids)
     return [
@@ -68,7 +80,7 @@ def _describe(logits: Tensor, rows: Sequence[Row], token_ids: Sequence[int]) -> 
     return described
 
 
-def _draw(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+def _draw(logits: Tensor, rows: Sequence[Row], positions: Sequence[int]) -> Tensor:
     """A random token for each row of `logits` [rows, vocabulary], int64 [rows]."""
     temperature = _column([row.params.temperature for row in rows], logits)
     # the largest becomes 0 before the division, so that a tiny temperature cannot overflow
@@ -79,7 +91,7 @@ def _draw(logits: Tensor, rows: Sequence[Row]) -> Tensor:
         weights = weights.masked_fill(weights < least, 0.0)
     cumulative = weights.cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
-    points = [uniform(row.seed, row.stop) for row in rows]
+    points = [uniform(row.seed, position) for row, position in zip(rows, positions, strict=True)]
     target = torch.tensor(points, dtype=torch.float64).to(logits.device).unsqueeze(1) * total
     # the product may round up to the total itself, which no token reaches
     target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from data_plane.engine.batch import Batch, Row, Sampled
+from data_plane.engine.batch import Batch, Row, Sampled, Token
 from data_plane.engine.outputs import TokenLogprobs
 
 
@@ -25,8 +25,8 @@ class FakeExecutor:
     token_delay_s: float = 0.0
     fail_on: Callable[[Batch], Exception | None] | None = None
     broken_ids: set[str] = field(default_factory=set[str])
-    choose: Callable[[Row], int] | None = None
-    """Replaces `fake_token`, for a test that needs certain tokens."""
+    choose: Callable[[Row, int], int] | None = None
+    """Replaces `fake_token`, for a test that needs certain tokens: the one at this position of this row's sequence."""
     batches: list[Batch] = field(default_factory=list[Batch])
 
     def run(self, batch: Batch) -> list[Sampled]:
@@ -43,11 +43,19 @@ class FakeExecutor:
         prompt = tuple(_logprobs(token, wanted or 0, self.vocab_size) for token in row.prompt_targets)
         if not row.wants_token:
             return Sampled(prompt_logprobs=prompt)
-        token = self.choose(row) if self.choose else fake_token(row.seed, row.stop, self.vocab_size)
+        tokens: list[Token] = []
+        for guess in (*row.tokens[len(row.tokens) - row.num_drafts :], None):
+            tokens.append(self._token(row, row.stop - row.num_drafts + len(tokens)))
+            if guess != tokens[-1].token_id:
+                break
+        return Sampled(tuple(tokens), prompt)
+
+    def _token(self, row: Row, position: int) -> Token:
+        token = self.choose(row, position) if self.choose else fake_token(row.seed, position, self.vocab_size)
         while token in row.forbidden_ids:
             token = (token + 1) % self.vocab_size
         count = row.params.logprobs
-        return Sampled(token, None if count is None else _logprobs(token, count, self.vocab_size), prompt)
+        return Token(token, None if count is None else _logprobs(token, count, self.vocab_size))
 
 
 def _logprobs(token: int, count: int, vocab_size: int) -> TokenLogprobs:

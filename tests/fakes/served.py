@@ -72,13 +72,13 @@ def _script(tokenizer: Tokenizer) -> FakeExecutor:
     said = tokenizer.encode(SCRIPT)
     prompts: dict[str, int] = {}
 
-    def choose(row: Row) -> int:
-        made = row.stop - prompts.setdefault(row.request_id, row.stop)
+    def choose(row: Row, position: int) -> int:
+        made = position - prompts.setdefault(row.request_id, position)
         if row.params.logit_bias:
             return max(row.params.logit_bias, key=lambda token: row.params.logit_bias[token])
         if row.params.temperature == 0:
             return said[made] if made < len(said) else 2
-        return 3 + fake_token(row.seed, row.stop, 300)
+        return 3 + fake_token(row.seed, position, 300)
 
     return FakeExecutor(vocab_size=tokenizer.vocab_size, choose=choose)
 

@@ -2,7 +2,7 @@
 
 import zlib
 
-from data_plane.engine.batch import Batch, Row, Sampled
+from data_plane.engine.batch import Batch, Row, Sampled, Token
 from data_plane.engine.outputs import TokenLogprobs
 
 VOCAB = 50
@@ -25,7 +25,7 @@ class MemoryExecutor:
 
     def _slot(self, row: Row, position: int) -> int:
         block, offset = divmod(position, self.block_size)
-        return row.blocks.ids[block] * self.block_size + offset
+        return row.blocks[block] * self.block_size + offset
 
     def _sample(self, row: Row) -> Sampled:
         context = [self.memory[self._slot(row, position)] for position in range(row.stop)]
@@ -36,10 +36,18 @@ class MemoryExecutor:
         )
         if not row.wants_token:
             return Sampled(prompt_logprobs=prompt)
+        tokens: list[Token] = []
+        for length in range(row.stop - row.num_drafts, row.stop + 1):
+            tokens.append(Token(self._choose(row, context[:length])))
+            if length < row.stop and context[length] != tokens[-1].token_id:
+                break
+        return Sampled(tuple(tokens), prompt)
+
+    def _choose(self, row: Row, context: list[int]) -> int:
         token = self._digest(row.seed, context) % VOCAB
         while token in row.forbidden_ids:
             token = (token + 1) % VOCAB
-        return Sampled(token, prompt_logprobs=prompt)
+        return token
 
     @staticmethod
     def _digest(seed: int, context: list[int]) -> int:

@@ -1,4 +1,4 @@
-"""The block pool: books that balance under any sequence of calls, and blocks that lie side by side where they can."""
+"""The block pool: books that balance under any sequence of calls, and what is kept goes last, the stalest first."""
 
 import pytest
 from hypothesis import given, settings
@@ -7,76 +7,94 @@ from hypothesis import strategies as st
 from data_plane.engine.blocks import BlockPool
 
 
-def test_one_owner_grows_in_place_while_others_come_and_go() -> None:
-    pool = BlockPool(64, 16)
-    for owner in ("a", "b", "c"):
-        pool.allocate(owner, 2, expected=10)
-    for _ in range(8):
-        for owner in ("a", "b", "c"):
-            pool.allocate(owner, 1, expected=10)
-    assert all(pool.table(owner).is_contiguous for owner in "abc")
-    assert pool.num_free == 64 - 30
-    pool.free("b")
-    assert pool.allocate("d", 10, expected=10).is_contiguous
-    pool.check()
-
-
-def test_a_headroom_is_lent_when_nothing_else_is_free() -> None:
-    pool = BlockPool(8, 16)
-    pool.allocate("greedy", 1, expected=8)
-    assert pool.num_free == 7
-    lent = pool.allocate("late", 4, expected=4)
-    assert lent.ids == [4, 5, 6, 7]
-    pool.allocate("greedy", 3, expected=8)
-    assert pool.table("greedy").ids == [0, 1, 2, 3]
-    pool.check()
-
-
-def test_scattered_blocks_are_called_scattered() -> None:
+def test_blank_blocks_go_first_and_then_those_kept_that_were_free_longest() -> None:
     pool = BlockPool(6, 16)
-    for owner in ("a", "b", "c"):
-        pool.allocate(owner, 2, expected=2)
-    pool.free("a")
-    pool.free("c")
-    table = pool.allocate("d", 4, expected=4)
-    assert sorted(table.ids) == [0, 1, 4, 5]
-    assert not table.is_contiguous
-    pool.check()
+    reused: list[int] = []
+    pool.on_reuse = reused.append
+    first, second = pool.allocate(3), pool.allocate(2)
+    assert first == [0, 1, 2]
+    for block in (*first, *second):
+        pool.keep(block)
+    pool.free(second)
+    pool.free(first)
+    assert pool.allocate(1) == [5]
+    assert reused == []
+    # the end of what was freed earlier, then its beginning
+    assert pool.allocate(3) == [second[1], second[0], first[2]]
+    assert reused == [second[1], second[0], first[2]]
+    pool.check([[5], second, [first[2]]])
+
+
+def test_a_shared_block_is_free_when_its_last_holder_lets_go() -> None:
+    pool = BlockPool(2, 16)
+    blocks = pool.allocate(1)
+    pool.keep(blocks[0])
+    pool.share(blocks)
+    pool.free(blocks)
+    assert (pool.num_free, pool.is_held(0)) == (1, True)
+    pool.free(blocks)
+    assert (pool.num_free, pool.is_held(0)) == (2, False)
+    pool.share(blocks)
+    assert pool.num_free == 1
+    assert pool.allocate(1) == [1]
+    pool.check([blocks, [1]])
+
+
+def test_what_is_dropped_is_blank_again() -> None:
+    pool = BlockPool(2, 16)
+    blocks = pool.allocate(2)
+    for block in blocks:
+        pool.keep(block)
+    pool.free(blocks[:1])
+    pool.drop(blocks[0])
+    pool.drop(blocks[1])
+    pool.free(blocks[1:])
+    pool.on_reuse = lambda block: pytest.fail(f"block {block} holds nothing")
+    pool.check([pool.allocate(2)])
 
 
 def test_more_than_is_free_is_refused_and_changes_nothing() -> None:
     pool = BlockPool(4, 16)
-    pool.allocate("a", 3)
+    held = pool.allocate(3)
     with pytest.raises(ValueError, match="2 blocks are wanted and 1 are free"):
-        pool.allocate("b", 2)
-    pool.check()
-    assert pool.table("b").ids == []
-    with pytest.raises(KeyError):
-        pool.free("b")
+        pool.allocate(2)
+    pool.check([held])
 
 
-@given(
-    st.integers(1, 40),
-    st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 9), st.integers(0, 30)), max_size=80),
-)
+CALLS = st.sampled_from(["allocate", "free", "keep", "share", "drop"])
+
+
+@given(st.integers(1, 30), st.lists(st.tuples(st.sampled_from("abcdef"), CALLS, st.integers(1, 9)), max_size=80))
 @settings(max_examples=300, deadline=None)
-def test_books_balance_whatever_happens(num_blocks: int, calls: list[tuple[str, int, int]]) -> None:
-    """count 0 frees; anything else allocates, where there is room."""
+def test_books_balance_whatever_happens(num_blocks: int, calls: list[tuple[str, str, int]]) -> None:
     pool = BlockPool(num_blocks, 16)
     held: dict[str, list[int]] = {}
-    for owner, count, expected in calls:
-        if count == 0 and owner in held:
-            pool.free(owner)
-            del held[owner]
-        elif 0 < count <= pool.num_free:
-            before = list(held.get(owner, []))
-            held[owner] = list(pool.allocate(owner, count, expected).ids)
-            assert held[owner][: len(before)] == before, "blocks in use never move"
-            assert len(held[owner]) == len(before) + count
-        pool.check()
-    blocks = [block for ids in held.values() for block in ids]
-    assert len(set(blocks)) == len(blocks)
-    for owner in held:
-        pool.free(owner)
+    kept: set[int] = set()
+    pool.on_reuse = kept.remove
+    for owner, call, count in calls:
+        mine = held.get(owner, [])
+        if call == "allocate" and count <= pool.num_free:
+            in_use = {block for blocks in held.values() for block in blocks}
+            got = pool.allocate(count)
+            assert not in_use & set(got), "a block in use is handed out"
+            assert not kept & set(got), "a kept block was handed out and nobody heard of it"
+            held[owner] = mine + got
+        elif call == "free":
+            pool.free(held.pop(owner, []))
+        elif call == "keep":
+            kept.update(mine[:count])
+            for block in mine[:count]:
+                pool.keep(block)
+        elif call == "share":
+            wanted = [block for block in sorted(kept) if block not in mine][:count]
+            pool.share(wanted)
+            held[owner] = mine + wanted
+        elif call == "drop":
+            for block in sorted(kept)[:count]:
+                pool.drop(block)
+                kept.remove(block)
+        pool.check(list(held.values()))
+    for blocks in held.values():
+        pool.free(blocks)
     assert pool.num_free == num_blocks
-    pool.check()
+    pool.check([])

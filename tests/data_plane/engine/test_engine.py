@@ -81,7 +81,7 @@ def test_max_tokens_zero_gives_the_prompts_logprobs_and_no_token(prompt_length: 
 
 def test_eos_and_stop_tokens_end_with_stop_and_are_reported() -> None:
     def end(params: SamplingParams) -> tuple[int, str | None]:
-        engine = Engine(config(), FakeExecutor(choose=lambda row: [2, 9, 8][row.stop % 3]))
+        engine = Engine(config(), FakeExecutor(choose=lambda row, position: [2, 9, 8][position % 3]))
         engine.add("a", [1, 1, 1, 1], params)
         outputs = run(engine)
         assert outputs[-1].token_id is not None

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from data_plane.engine.batch import Batch, Row, Sampled
 from data_plane.engine.engine import Engine
 from data_plane.engine.outputs import Output
 from data_plane.engine.sampling import SamplingParams
@@ -93,8 +94,8 @@ def test_preemption_and_scattered_blocks_change_no_token(tiny: Tiny) -> None:
     while engine.has_work:
         for output in engine.step():
             got[int(output.request_id)].append(output.token_id)
-        pool = engine.scheduler.pool
-        scattered += any(not pool.table(request.request_id).is_contiguous for request in engine.scheduler.running)
+        held = [request.blocks for request in engine.scheduler.running]
+        scattered += any(blocks != list(range(blocks[0], blocks[0] + len(blocks))) for blocks in held)
     assert got == [tokens(each) for each in answers(roomy, asked)]
     assert engine.stats().preemptions > 0
     assert scattered > 0
@@ -124,6 +125,33 @@ def test_prompt_logprobs_come_once_with_the_first_token(tiny: Tiny) -> None:
     outputs = answers(load(tiny), [(prompts(2)[1], params)])[0]
     assert [output.prompt_logprobs is not None for output in outputs] == [True, False, False]
     assert all(output.logprobs is not None and output.logprobs.logprob <= 0 for output in outputs)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("right", [0, 2, 4])
+def test_guesses_count_up_to_the_first_wrong_one(tiny: Tiny, temperature: float, right: int) -> None:
+    params = SamplingParams(max_tokens=20, temperature=temperature, seed=3, ignore_eos=True, logprobs=2)
+    prompt = prompts(3)[2]
+    outputs = answers(load(tiny), [(prompt, params)])[0]
+    expected = [output.token_id or 0 for output in outputs]
+    guesses = [token if at < right else (token + 1) % 100 for at, token in enumerate(expected[1:5])]
+    loaded = load(tiny)
+    blocks = [9, 3, 5, 2]
+
+    def run(tokens: list[int], start: int, num_drafts: int) -> Sampled:
+        return loaded.executor.run(Batch((Row("r", tokens, start, blocks, params, 3, True, num_drafts),)))[0]
+
+    first = run(prompt, 0, 0)
+    assert [token.token_id for token in first.tokens] == expected[:1]
+    second = run([expected[0], *guesses], len(prompt), 4)
+    assert [token.token_id for token in second.tokens] == expected[1 : 2 + right]
+    for token, output in zip(second.tokens, outputs[1:], strict=False):
+        assert token.logprobs is not None and output.logprobs is not None
+        assert token.logprobs.logprob == pytest.approx(output.logprobs.logprob, abs=LOGPROB_TOLERANCE)
+    # what the wrong guesses left in the cache is written over
+    accepted = [expected[0], *expected[1 : 1 + right]]
+    third = run([expected[1 + right]], len(prompt) + len(accepted), 0)
+    assert [token.token_id for token in third.tokens] == [expected[2 + right]]
 
 
 def test_a_continuation_is_the_same_after_a_restart(tiny: Tiny) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -9,17 +10,22 @@ import torch
 from torch import Tensor
 
 from data_plane.engine.batch import Row
-from data_plane.engine.blocks import BlockTable
 from data_plane.engine.sampling import SamplingParams
 from data_plane.execution.noise import uniform
-from data_plane.execution.sampler import TOP_WIDTH, sample
+from data_plane.execution.sampler import TOP_WIDTH, Choice, Place
+from data_plane.execution.sampler import sample as sample_places
 
 BASE = SamplingParams(max_tokens=1, temperature=1.0)
 GREEDY = replace(BASE, temperature=0.0)
 
 
 def row(params: SamplingParams = BASE, *, seed: int = 0, position: int = 9, **more: object) -> Row:
-    return Row("r", [0], position - 1, BlockTable([0]), params, seed, True, **more)  # type: ignore[arg-type]
+    return Row("r", [0], position - 1, [0], params, seed, True, **more)  # type: ignore[arg-type]
+
+
+def sample(logits: Tensor, rows: Sequence[Row]) -> list[Choice]:
+    """Each row's next token."""
+    return sample_places(logits, [Place(row, row.stop) for row in rows])
 
 
 def draw(logits: Tensor, params: SamplingParams, count: int) -> Counter[int | None]:
