@@ -1,6 +1,5 @@
-"""Artifacts: folders that hold one model made ready to serve, named by the digest of their values.
-
-Knows nothing of where weights come from, nor of what a model computes with them.
+"""Artifacts with torch: opening one as tensors, and writing one. Knows nothing of where weights come from, nor of what
+a model computes with them.
 """
 
 import errno
@@ -16,25 +15,26 @@ from typing import Any, BinaryIO
 
 import torch
 
-from data_plane.weights.bounded_json import read_bounded, read_object
 from data_plane.weights.errors import ArtifactError
-from data_plane.weights.layout import ModelConfig, parse_config, tensor_layout
-from data_plane.weights.safetensors_file import (
-    ALIGNMENT,
-    PADDING_PREFIX,
-    TensorSpan,
-    map_tensors,
-    plan_header,
-    read_header,
+from data_plane.weights.layout import ModelConfig, tensor_layout
+from data_plane.weights.mapped import (
+    CONFIG,
+    MANIFEST,
+    TENSORS,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    artifact_folder,
+    combine_digests,
+    open_mapped,
 )
+from data_plane.weights.safetensors_file import DTYPES as STORED_DTYPES
+from data_plane.weights.safetensors_file import view_tensors
+from data_plane.weights.safetensors_header import PADDING_PREFIX, TensorSpan, TensorSpec, plan_header
 from data_plane.weights.scratch import scratch_folder
+from data_plane.weights.stored import PLAIN_DTYPES
 
 CREATED_BY = "ebb 0.1.0"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-_JSON_LIMIT = 1 << 20
-_TOKENIZER_LIMIT = 256 << 20
-_CONFIG, _TENSORS, _MANIFEST = "config.json", "model.safetensors", "manifest.json"
-_TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,58 +65,11 @@ class TokenizerFiles:
     config: Mapping[str, Any]
 
 
-def artifact_folder(root: Path, digest: str) -> Path:
-    """`digest` is `sha256:` and 64 hexadecimal digits; anything else never becomes a path."""
-    kind, _, value = digest.partition(":")
-    if kind != "sha256" or len(value) != 64 or not set(value) <= set("0123456789abcdef"):
-        raise ArtifactError(f"{digest[:100]!r} is not a digest; one reads sha256: and 64 hexadecimal digits")
-    return root / f"sha256-{value}"
-
-
 def open_artifact(path: Path) -> Artifact:
     """Opens and checks an artifact without reading its tensors; raises ArtifactError on anything that does not fit."""
-    if not path.is_dir():
-        raise ArtifactError(f"there is no artifact at {path}; import the model again")
-    try:
-        config = parse_config(read_object(path / _CONFIG, max_bytes=_JSON_LIMIT))
-        manifest = read_object(path / _MANIFEST, max_bytes=_JSON_LIMIT)
-        read_object(path / _TOKENIZER_CONFIG, max_bytes=_TOKENIZER_LIMIT)
-        if (path / _TOKENIZER).is_symlink() or not (path / _TOKENIZER).is_file():
-            raise ArtifactError("tokenizer.json is missing; import the model again")
-        spans = [s for s in read_header(path / _TENSORS) if not s.name.startswith(PADDING_PREFIX)]
-        _check_spans(config, spans)
-        return Artifact(path, config.as_dict(), manifest, map_tensors(path / _TENSORS, spans))
-    except OSError as error:
-        raise ArtifactError(f"the artifact {path} cannot be read: {error}; check its permissions") from error
-    except ArtifactError as error:
-        raise ArtifactError(f"the artifact {path.name} is damaged: {error}") from error
-
-
-def _check_spans(config: ModelConfig, spans: list[TensorSpan]) -> None:
-    layout = tensor_layout(config)
-    found = {span.name: span for span in spans}
-    if different := sorted(set(layout) ^ set(found)):
-        raise ArtifactError(f"it lacks, or has beyond its config, the tensors {', '.join(different[:5])[:300]}")
-    for name, shape in layout.items():
-        span = found[name]
-        if span.shape != shape or span.dtype != DTYPES[config.dtype]:
-            raise ArtifactError(
-                f"tensor {name} is {span.dtype} {list(span.shape)}, but its config asks {config.dtype} {list(shape)}"
-            )
-        if span.start % ALIGNMENT:
-            raise ArtifactError(f"tensor {name} starts at byte {span.start}, which is no multiple of {ALIGNMENT}")
-
-
-def verify_artifact(path: Path) -> None:
-    """Reads every byte and compares with the digest in the folder's name; raises ArtifactError if they differ."""
-    open_artifact(path)
-    digests: dict[str, str] = {}
-    for name in (_CONFIG, _TOKENIZER, _TOKENIZER_CONFIG, _TENSORS):
-        with (path / name).open("rb") as file:
-            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    digest = _combine(digests)
-    if path.name != digest.replace(":", "-"):
-        raise ArtifactError(f"the values in {path.name} have the digest {digest}; delete the folder and import again")
+    mapped = open_mapped(path)
+    tensors = view_tensors(mapped.data, list(mapped.spans.values()))
+    return Artifact(path, mapped.config.as_dict(), mapped.manifest, tensors)
 
 
 def write_artifact(
@@ -139,13 +92,13 @@ def write_artifact(
         folder = scratch / "artifact"
         folder.mkdir()
         digests = {
-            _CONFIG: _write_bytes(folder / _CONFIG, _json(config.as_dict())),
-            _TOKENIZER: _write_bytes(folder / _TOKENIZER, tokenizer.tokenizer),
-            _TOKENIZER_CONFIG: _write_bytes(folder / _TOKENIZER_CONFIG, _json(tokenizer.config)),
-            _TENSORS: _write_tensors(folder / _TENSORS, config, read_tensor, on_convert),
+            CONFIG: _write_bytes(folder / CONFIG, _json(config.as_dict())),
+            TOKENIZER: _write_bytes(folder / TOKENIZER, tokenizer.tokenizer),
+            TOKENIZER_CONFIG: _write_bytes(folder / TOKENIZER_CONFIG, _json(tokenizer.config)),
+            TENSORS: _write_tensors(folder / TENSORS, config, read_tensor, on_convert),
         }
-        on_written((folder / _TENSORS).stat().st_size)
-        digest = _combine(digests)
+        on_written((folder / TENSORS).stat().st_size)
+        digest = combine_digests(digests)
         layout = tensor_layout(config)
         manifest = {
             "digest": digest,
@@ -155,22 +108,17 @@ def write_artifact(
             "licence": origin.licence,
             "dtype": config.dtype,
             "tensors": len(layout),
-            "bytes": (folder / _TENSORS).stat().st_size,
+            "bytes": (folder / TENSORS).stat().st_size,
             "parameters": sum(prod(shape) for shape in layout.values()),
             "created_by": CREATED_BY,
         }
-        _write_bytes(folder / _MANIFEST, _json(manifest))
+        _write_bytes(folder / MANIFEST, _json(manifest))
         open_artifact(folder)
         return _publish(folder, artifact_folder(root, digest), discard=scratch / "damaged")
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=True, allow_nan=False).encode() + b"\n"
-
-
-def _combine(digests: Mapping[str, str]) -> str:
-    lines = "".join(f"{name} {digests[name]}\n" for name in sorted(digests))
-    return "sha256:" + hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _write_bytes(path: Path, raw: bytes) -> str:
@@ -190,14 +138,14 @@ def _settle(file: BinaryIO) -> None:
 def _write_tensors(
     path: Path, config: ModelConfig, read_tensor: Callable[[str], torch.Tensor], on_convert: Callable[[int, int], None]
 ) -> str:
-    dtype = DTYPES[config.dtype]
-    lead, spans = plan_header(tensor_layout(config), dtype)
+    specs = {name: TensorSpec(PLAIN_DTYPES[config.dtype], shape) for name, shape in tensor_layout(config).items()}
+    lead, spans = plan_header(specs)
     total = spans[-1].end
     hasher = hashlib.sha256(lead)
     with path.open("xb") as file:
         file.write(lead)
         for span in spans:
-            raw = _tensor_bytes(span, dtype, read_tensor)
+            raw = _tensor_bytes(span, read_tensor)
             hasher.update(raw)
             file.write(raw)
             on_convert(span.end, total)
@@ -205,7 +153,7 @@ def _write_tensors(
     return hasher.hexdigest()
 
 
-def _tensor_bytes(span: TensorSpan, dtype: torch.dtype, read_tensor: Callable[[str], torch.Tensor]) -> memoryview:
+def _tensor_bytes(span: TensorSpan, read_tensor: Callable[[str], torch.Tensor]) -> memoryview:
     if span.name.startswith(PADDING_PREFIX):
         return memoryview(bytes(span.end - span.start))
     tensor = read_tensor(span.name)
@@ -214,7 +162,7 @@ def _tensor_bytes(span: TensorSpan, dtype: torch.dtype, read_tensor: Callable[[s
             f"tensor {span.name} has the shape {list(tensor.shape)} where the config asks {list(span.shape)}; "
             "the source's config and tensors do not belong together"
         )
-    return tensor.to(dtype).contiguous().view(torch.uint8).numpy().data.cast("B")
+    return tensor.to(STORED_DTYPES[span.dtype]).contiguous().view(torch.uint8).numpy().data.cast("B")
 
 
 def _publish(folder: Path, final: Path, discard: Path) -> Path:
@@ -242,9 +190,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def read_tokenizer_files(path: Path) -> tuple[bytes, dict[str, Any]]:
-    """tokenizer.json as bytes, and tokenizer_config.json, of an artifact."""
-    config = read_object(path / _TOKENIZER_CONFIG, max_bytes=_TOKENIZER_LIMIT)
-    return read_bounded(path / _TOKENIZER, max_bytes=_TOKENIZER_LIMIT), config

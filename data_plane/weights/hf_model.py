@@ -17,7 +17,8 @@ from data_plane.weights.bounded_json import read_bounded, read_object, refuse_ir
 from data_plane.weights.errors import ArtifactError, ModelError
 from data_plane.weights.hf_config import model_config
 from data_plane.weights.layout import ModelConfig
-from data_plane.weights.safetensors_file import TensorSpan, map_tensors, read_header
+from data_plane.weights.safetensors_file import map_tensors
+from data_plane.weights.safetensors_header import TensorSpan, read_header
 from data_plane.weights.source_model import SourceModel, fuse
 from data_plane.weights.tokenizer_files import guarded, tokenizer_config
 
@@ -35,7 +36,7 @@ SMALL_FILES = (
 SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _JSON_LIMIT, _INDEX_LIMIT, _TOKENIZER_LIMIT = 4 << 20, 64 << 20, 256 << 20
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_FLOATS = ("F32", "F16", "BF16")
 
 _GLOBAL = {
     "embed.weight": "model.embed_tokens.weight",

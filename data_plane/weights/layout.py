@@ -20,11 +20,15 @@ _SIZES = (
     "max_position_embeddings",
 )
 DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
+QUANTIZATIONS = ("none", "int8", "int4", "fp8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A decoder of the Llama family. Sizes are counts; `rope_scaling` is null or Hugging Face's llama3 or linear."""
+    """A decoder of the Llama family. Sizes are counts; `rope_scaling` is null or Hugging Face's llama3 or linear.
+
+    `quantization` says how most matrices are stored, `dtype` what the rest is; each tensor's own dtype decides.
+    """
 
     hidden_size: int
     num_layers: int
@@ -44,6 +48,7 @@ class ModelConfig:
     bos_token_id: int | None
     dtype: str
     architecture: str = "llama"
+    quantization: str = "none"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,6 +66,8 @@ class ModelConfig:
 def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
     """A checked ModelConfig; raises ArtifactError naming the first key that is wrong."""
     known = {field.name for field in fields(ModelConfig)}
+    # artifacts made before there was a choice say nothing
+    raw = {"quantization": "none", **raw}
     if missing := sorted(known - set(raw)):
         raise ArtifactError(f"config.json lacks {', '.join(missing)}; import the model again")
     if raw["architecture"] != "llama":
@@ -77,6 +84,8 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
     _check("eos_token_ids", eos, all(_token(i, vocab_size) for i in ids), "a list of token ids of the vocabulary")
     _check("bos_token_id", bos, bos is None or _token(bos, vocab_size), "null or a token id of the vocabulary")
     _check("dtype", raw["dtype"], raw["dtype"] in DTYPE_BYTES, " or ".join(DTYPE_BYTES))
+    quantization = raw["quantization"]
+    _check("quantization", quantization, quantization in QUANTIZATIONS, ", ".join(QUANTIZATIONS))
     groups = raw["num_heads"] % raw["num_kv_heads"] == 0
     _check("num_kv_heads", raw["num_kv_heads"], groups, f"a divisor of num_heads ({raw['num_heads']})")
     _check("head_dim", raw["head_dim"], raw["head_dim"] % 2 == 0, "even: rotary positions pair dimensions")

@@ -3,6 +3,8 @@
 import json
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,16 @@ from safetensors.torch import load_file, save_file
 from data_plane.weights.artifact import (
     Origin,
     TokenizerFiles,
-    artifact_folder,
     open_artifact,
-    verify_artifact,
     write_artifact,
 )
 from data_plane.weights.errors import ArtifactError
 from data_plane.weights.layout import ModelConfig, parse_config, tensor_layout
-from data_plane.weights.safetensors_file import map_tensors, read_header
+from data_plane.weights.mapped import artifact_folder, open_mapped, verify_artifact
+from data_plane.weights.safetensors_file import map_tensors
+from data_plane.weights.safetensors_header import read_header
 
+ROOT = Path(__file__).resolve().parents[3]
 ORIGIN = Origin("file:/nowhere/model.gguf", "0" * 64, 123, "Apache-2.0")
 TOKENIZER = TokenizerFiles(b"{}", {"bos_token": None, "eos_token_ids": [2]})
 
@@ -246,3 +249,24 @@ def test_mutated_headers_are_refused_or_read_within_bounds(
         return
     assert all(0 <= span.start <= span.end <= len(raw) for span in spans)
     assert sum(t.numel() * t.element_size() for t in tensors.values()) <= len(raw)
+
+
+def test_opening_without_torch(tmp_path: Path) -> None:
+    """A start without torch opens artifacts: importing torch takes longer than all the rest of such a start."""
+    path = write(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from data_plane.weights.mapped import open_mapped\n"
+        "artifact = open_mapped(Path(sys.argv[1]))\n"
+        "print(len(artifact.view('embed.weight')), 'torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == [str(33 * 12 * 2), "False", "False"]
+
+
+def test_the_mapping_is_what_torch_sees(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    mapped, tensors = open_mapped(path), open_artifact(path).tensors
+    assert set(mapped.spans) == set(mapped.forms) == set(tensors)
+    for name, span in mapped.spans.items():
+        assert (span.dtype, span.shape, span.start % 64) == ("BF16", tuple(tensors[name].shape), 0)
+        assert bytes(mapped.view(name)) == tensors[name].view(torch.uint8).numpy().tobytes()

@@ -16,8 +16,9 @@ from hub_stub import serve_hub
 from test_hf_model import save_folder
 from tiny_gguf import write_gguf
 
-from data_plane.weights.artifact import open_artifact, verify_artifact
+from data_plane.weights.artifact import open_artifact
 from data_plane.weights.errors import SourceError
+from data_plane.weights.mapped import verify_artifact
 from data_plane.weights.progress import Progress as Reporter
 from data_plane.weights.sources import fetch
 from data_plane.wire.jobs import ImportFailure, ImportLine, ImportResult, Progress

@@ -11,7 +11,8 @@ from gguf.quants import dequantize as reference_dequantize
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from data_plane.weights.artifact import open_artifact, read_tokenizer_files
+from data_plane.weights.artifact import open_artifact
+from data_plane.weights.mapped import read_tokenizer_files
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,7 @@ def test_config_and_tokenizer_config(smollm2_artifact: Path) -> None:
         "eos_token_ids": [2, 0],
         "bos_token_id": 1,
         "dtype": "bfloat16",
+        "quantization": "none",
     }
     assert artifact.manifest["parameters"] == 134_515_008
     assert artifact.manifest["licence"] == "apache-2.0"
