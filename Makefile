@@ -13,6 +13,7 @@ PIP := $(BIN)/python -m pip
 CONSTRAIN := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 INSTALLED := $(VENV)/.installed
 DEV := $(VENV)/.dev
+NATIVE := kernels/cpu/lib/libebb.so
 
 .PHONY: help install dev up down test check format clean
 
@@ -40,13 +41,17 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(PIP) install --progress-bar on $(CONSTRAIN) --editable .
 	@touch $@
 
+# Installing builds it, where there is a compiler; this is for when its sources have changed since.
+$(NATIVE): $(wildcard kernels/cpu/csrc/*) kernels/cpu/build.py | $(INSTALLED)
+	-@$(BIN)/python -m kernels.cpu.build
+
 dev: $(DEV)
 
 $(DEV): $(INSTALLED)
 	$(PIP) install --progress-bar on $(CONSTRAIN) --group dev
 	@touch $@
 
-up: $(INSTALLED)
+up: $(INSTALLED) $(NATIVE)
 	@$(BIN)/ebb up --detach --demo --home "$(EBB_HOME)" --port $(PORT) --gateway-port $(GATEWAY_PORT)
 	@echo "Stop it with:  make down      (the command line is $(BIN)/ebb)"
 
@@ -54,7 +59,7 @@ down: $(INSTALLED)
 	@$(BIN)/ebb down --home "$(EBB_HOME)"
 
 # The promises drive whole platforms and watch the clock: they run by themselves, one after another.
-test: $(DEV)
+test: $(DEV) $(NATIVE)
 ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 else

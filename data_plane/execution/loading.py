@@ -1,37 +1,23 @@
-"""From an artifact's folder to an executor that is ready to serve. Knows nothing of HTTP or of the platform."""
+"""From an artifact's folder to an executor of torch operators. Knows nothing of HTTP or of the platform."""
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from data_plane.engine.batch import Batch, Row
 from data_plane.engine.config import EngineConfig
-from data_plane.engine.sampling import SamplingParams
-from data_plane.execution.kv_cache import allocate_cache, free_memory_bytes, plan_cache
+from data_plane.execution.cache_plan import plan_cache
+from data_plane.execution.kv_cache import allocate_cache, free_memory_bytes
+from data_plane.execution.loaded import BLOCK_SIZE, Loaded
 from data_plane.execution.model_runner import ModelRunner
+from data_plane.execution.warm_up import warm_up
 from data_plane.models import registry
 from data_plane.weights.artifact import open_artifact
 from data_plane.weights.layout import ModelConfig, parse_config
 
-BLOCK_SIZE = 16
-"""Tokens a KV block."""
-WARM_UP_TOKENS = 32
-"""Enough for every operator of a prefill to have run once; the weights are paged in by the way."""
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """What an engine needs, and what the model is."""
-
-    executor: ModelRunner
-    config: EngineConfig
-    model_config: ModelConfig
 
 
 def load(
@@ -86,13 +72,14 @@ def build(
     kind = resolve_dtype(dtype, place)
     placed = {name: tensor.to(device=place, dtype=kind) for name, tensor in tensors.items()}
     bytes_per_token = model_config.kv_elements_per_token * kind.itemsize
+    length = min(max_model_len or model_config.max_position_embeddings, model_config.max_position_embeddings)
     plan = plan_cache(
         bytes_per_token=bytes_per_token,
         block_size=block_size,
-        max_model_len=min(max_model_len or model_config.max_position_embeddings, model_config.max_position_embeddings),
+        max_model_len=length,
         max_num_seqs=max_num_seqs,
         kv_cache_bytes=kv_cache_bytes,
-        free_bytes=free_memory_bytes(place),
+        free_bytes=free_memory_bytes(place, bytes_per_token, length),
     )
     model = registry.build(model_config, placed, plan.max_model_len)
     caches = allocate_cache(
@@ -122,20 +109,6 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"dtype '{name}' is unknown; choose auto, {', '.join(DTYPES)}.")
     return DTYPES[name]
-
-
-def warm_up(executor: ModelRunner, config: EngineConfig) -> None:
-    """One prefill and one decode, so that the first request does not pay for first calls and page faults.
-
-    It writes to the first blocks of the cache, which no request holds yet.
-    """
-    length = min(WARM_UP_TOKENS, config.max_model_len - 1, config.num_blocks * config.block_size - 1)
-    blocks = list(range(-(-(length + 1) // config.block_size)))
-    for start, count in ((0, length), (length, 1)):
-        for temperature in (0.0, 1.0):
-            params = SamplingParams(max_tokens=1, temperature=temperature, top_p=0.9)
-            row = Row("warm-up", [0] * count, start, blocks, params, seed=0, wants_token=True)
-            executor.run(Batch((row,)))
 
 
 def _cpu_multiplies_bfloat16() -> bool:

@@ -9,8 +9,9 @@ from torch import Tensor
 from data_plane.engine.batch import Batch, Row, Sampled, Token
 from data_plane.engine.outputs import TokenLogprobs
 from data_plane.execution.inputs import pack
+from data_plane.execution.loaded import NUMERICAL_ERROR
 from data_plane.execution.logprobs import token_logprobs
-from data_plane.execution.sampler import NUMERICAL_ERROR, Choice, Place, sample
+from data_plane.execution.sampler import Choice, Place, sample
 from data_plane.models.registry import Model
 
 PROMPT_LOGITS_ROWS = 64

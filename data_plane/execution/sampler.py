@@ -13,18 +13,13 @@ from torch import Tensor
 
 from data_plane.engine.batch import Row
 from data_plane.engine.outputs import TokenLogprobs
+from data_plane.execution.loaded import NUMERICAL_ERROR
 from data_plane.execution.logprobs import token_logprobs
 from data_plane.execution.noise import uniform
 from data_plane.execution.penalties import adjust
 
 TOP_WIDTH = 256
 """Tokens looked at first for `top_p`; a row whose share they do not reach is sorted whole (~10 times the cost)."""
-
-NUMERICAL_ERROR = (
-    "numerical_error: the model's logits for this request are not finite numbers, so no token can be chosen; "
-    "other requests are not affected."
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Choice:

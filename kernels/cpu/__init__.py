@@ -1,0 +1,1 @@
+"""The CPU decoder: one native call a step, in C++ behind ctypes. Needs numpy, and no torch."""

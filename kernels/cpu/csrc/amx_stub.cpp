@@ -1,0 +1,2 @@
+#include "backend.h"
+namespace ebb { const Backend* amx_backend() { return nullptr; } }
