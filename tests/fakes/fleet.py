@@ -9,7 +9,7 @@ import httpx
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from control_plane.catalog.tables import ModelTable
+from control_plane.catalog.tables import ArtifactTable, ModelTable
 from data_plane.wire.fleet import (
     DesiredReplica,
     DesiredState,
@@ -26,7 +26,7 @@ GIB = 1 << 30
 
 
 async def add_model(session: AsyncSession, tenant_id: UUID, name: str = "tiny", **changes: Any) -> ModelTable:
-    """A model as its import would have left it."""
+    """A model as its import would have left it, with its plain artifact where it is ready."""
     facts: dict[str, Any] = {
         "source": "pypi:tiny",
         "status": "ready",
@@ -34,15 +34,26 @@ async def add_model(session: AsyncSession, tenant_id: UUID, name: str = "tiny", 
         "parameters": 135_000_000,
         "context_length": 8192,
         "vocab_size": 49_152,
-        "artifact": "sha256:" + "a" * 64,
-        "artifact_bytes": 270 << 20,
-        "dtype": "bfloat16",
-        "kv_bytes_per_token": 23_040,
+        "source_sha256": "c" * 64,
     }
     row = ModelTable(tenant_id=tenant_id, name=name, **{**facts, **changes})
     session.add(row)
     await session.flush()
+    if row.status == "ready":
+        await add_artifact(session, row)
     return row
+
+
+async def add_artifact(session: AsyncSession, model: ModelTable, quantization: str = "none", **changes: Any) -> None:
+    """An artifact as its import would have left it."""
+    facts: dict[str, Any] = {
+        "digest": "sha256:" + {"none": "a", "int8": "8", "int4": "4", "fp8": "f"}[quantization] * 64,
+        "bytes": (270 << 20) // {"none": 1, "int8": 2, "int4": 4, "fp8": 2}[quantization],
+        "dtype": "bfloat16",
+        "kv_bytes_per_token": 23_040,
+    }
+    session.add(ArtifactTable(model_id=model.id, quantization=quantization, **{**facts, **changes}))
+    await session.flush()
 
 
 @dataclass

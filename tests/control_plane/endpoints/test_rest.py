@@ -19,7 +19,7 @@ Client = AsyncTestClient[Litestar]
 async def stocked(client: Client, database: Database, tenant_id: UUID) -> Client:
     async with database.transaction() as session:
         await add_model(session, tenant_id)
-        await add_model(session, tenant_id, "coming", status="importing", artifact=None)
+        await add_model(session, tenant_id, "coming", status="importing")
     return client
 
 
