@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 DIGEST = "sha256:" + "ab" * 32
@@ -72,7 +73,7 @@ def main() -> int:
     return 0
 
 
-def result(kind: str, quantization: str) -> dict[str, object]:
+def result(kind: str, quantization: str) -> Mapping[str, object]:
     made = {"auto": "int8", **({"int8": "none"} if kind == "deaf" else {})}.get(quantization, quantization)
     if made != "none":
         say(type="progress", stage="quantize", done=50, total=100)
