@@ -64,6 +64,7 @@ class FakeAgent:
     key: str
     name: str = "box"
     memory_bytes: int = 64 * GIB
+    gpus: int = 0
     node_id: str = ""
     epoch: int = 0
     version: str = ""
@@ -71,9 +72,10 @@ class FakeAgent:
 
     async def register(self) -> NodeWelcome:
         """Presents the node, and notes what is desired so far: the next long poll waits for something else."""
-        device = Device("cpu", 0, "cpu", self.memory_bytes, self.memory_bytes)
+        gpus = [Device("cuda", index, "A GPU", 80 * GIB, 80 * GIB) for index in range(self.gpus)]
+        devices = (Device("cpu", 0, "cpu", self.memory_bytes, self.memory_bytes), *gpus)
         node = NodeRegistration(
-            self.name, "127.0.0.1", "http://127.0.0.1:9", "agent-token", (device,), 2, self.memory_bytes, "0.1.0"
+            self.name, "127.0.0.1", "http://127.0.0.1:9", "agent-token", devices, 2, self.memory_bytes, "0.1.0"
         )
         answer = await self._send("POST", "/internal/v1/nodes/register", node)
         assert answer.status_code == 200, answer.text

@@ -93,9 +93,7 @@ def test_a_small_model_on_a_cpu() -> None:
     assert guess.weights_bytes == 270 * MIB
     assert guess.kv_cache_bytes == GIB, "capped"
     wide = estimate(SIZE, context=8192, concurrency=1, dtype="float32", kind="cpu")
-    assert (wide.weights_bytes, wide.kv_cache_bytes) == (270 * MIB, 8192 * 23_040 * 2), (
-        "weights stay as they are stored"
-    )
+    assert (wide.weights_bytes, wide.kv_cache_bytes) == (270 * MIB, 8192 * 23_040 * 2), "weights stay as stored"
     unsaid = estimate(SIZE, context=8192, concurrency=1, dtype="auto", kind="cpu")
     assert unsaid.kv_cache_bytes == 8192 * 23_040, "a CPU keeps bfloat16 unless it is told otherwise"
     stored_wide = dataclasses.replace(SIZE, dtype="float32", kv_bytes_per_token=46_080)
