@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from control_plane.catalog.quantization import AUTO, PLAIN, RUNS_ON
 from data_plane.wire.jobs import ImportFailure, ImportLine, ImportResult, Progress
 
 MAX_LINE_BYTES = 8 * 2**20
@@ -35,11 +36,17 @@ async def run_import(
     artifacts: Path,
     scratch: Path,
     on_progress: Callable[[Progress], Awaitable[None]],
+    *,
+    quantization: str = PLAIN,
+    force: bool = False,
 ) -> ImportResult:
-    """Runs the importer to its end; cancelling this kills it. `scratch` is made and removed. Raises ImportFailed."""
+    """Runs the importer to its end; cancelling this kills it. `scratch` is made and removed. `quantization` by its
+    stored name, or `auto`; `force`: also where the quality gate refuses it. Raises ImportFailed."""
     artifacts.mkdir(parents=True, exist_ok=True)
     scratch.mkdir(parents=True, exist_ok=True)
     arguments = ["--source", source, "--artifacts", str(artifacts), "--scratch", str(scratch)]
+    arguments += ["--quantization", quantization] if quantization != PLAIN else []
+    arguments += ["--force"] if force else []
     try:
         child = await asyncio.create_subprocess_exec(
             *command,
@@ -57,7 +64,7 @@ async def run_import(
             result = await _read(child.stdout, on_progress)
             status = await child.wait()
             if result is not None:
-                return result
+                return _checked(result, quantization)
             raise ImportFailed(_unexplained(status, await tail), fatal=False)
         finally:
             _kill_group(child.pid)
@@ -96,6 +103,17 @@ async def _read(
                 raise ImportFailed(told.message, fatal=told.fatal)
             case ImportResult():
                 result = told
+
+
+def _checked(result: ImportResult, asked: str) -> ImportResult:
+    """What was asked for, or what `auto` found; anything else would be kept, and served, under a wrong name."""
+    if result.quantization not in (RUNS_ON if asked == AUTO else (asked,)):
+        raise ImportFailed(
+            f"The importer was asked for the quantization '{asked}' and made '{result.quantization[:40]}'. Install Ebb "
+            "anew: its parts are not of one version.",
+            fatal=True,
+        )
+    return result
 
 
 async def _tail(stream: asyncio.StreamReader | None) -> str:

@@ -1,30 +1,38 @@
 """Adds, finds and removes models, and records what their imports found. Never commits. Knows nothing of endpoints:
-that one still uses a model is what the database says when the model is to go."""
+that one still uses a model is what the database says when the model is to go. Artifacts: see artifacts.py."""
 
 from uuid import UUID
 
-import msgspec
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from control_plane.catalog import artifacts, quantization
 from control_plane.catalog.sources import check_source
 from control_plane.catalog.tables import ModelTable
 from control_plane.db.bells import ring
 from control_plane.db.outbox import JobTable, enqueue
-from control_plane.errors import AlreadyExists, InUse, Invalid, Missing
+from control_plane.errors import AlreadyExists, Conflict, InUse, Invalid, Missing
 from control_plane.events.service import record
 from data_plane.wire.jobs import ImportResult
 from data_plane.wire.names import NAME_RULE, is_name
 
 IMPORT = "import_model"
+_FACTS = (
+    *("architecture", "parameters", "context_length", "vocab_size", "chat_template", "licence"),
+    *("source_bytes", "source_sha256", "shape"),
+)
 
 
-async def add_model(session: AsyncSession, tenant_id: UUID, name: str, source: str) -> tuple[ModelTable, JobTable]:
-    """A model in status importing and its job. Takes the place of one that failed. Raises Invalid, AlreadyExists."""
+async def add_model(
+    session: AsyncSession, tenant_id: UUID, name: str, source: str, quant: str = "bf16", *, force: bool = False
+) -> tuple[ModelTable, JobTable]:
+    """A model in status importing and its job. Takes the place of one that failed. `force`: whatever the quality gate
+    says of `quant`. Raises Invalid, AlreadyExists."""
     if not is_name(name):
         raise Invalid(f"A model's name has {NAME_RULE}, and no '..'.", "name")
     check_source(source)
+    payload = {"source": source, "model": name, "quantization": artifacts.stored_name(quant), "force": force}
     row = await _find(session, tenant_id, name, lock=True)
     if row is not None and row.status != "failed":
         remedy = f"It is {row.status}. Choose another name, or remove it with 'ebb models rm {name}'."
@@ -39,9 +47,7 @@ async def add_model(session: AsyncSession, tenant_id: UUID, name: str, source: s
         # another request added the name between the look and the insert
         raise AlreadyExists("model", name, "Choose another name.") from error
     await session.refresh(row)
-    job = await enqueue(
-        session, tenant_id, kind=IMPORT, subject=row.id, name=name, payload={"source": source, "model": name}
-    )
+    job = await enqueue(session, tenant_id, kind=IMPORT, subject=row.id, name=name, payload=payload)
     await record(session, tenant_id, "model", name, "importing", f"From {source}.", {"job": str(job.id)})
     return row, job
 
@@ -60,6 +66,29 @@ async def get_model(session: AsyncSession, tenant_id: UUID, name: str) -> ModelT
     return row
 
 
+async def ready_model(session: AsyncSession, tenant_id: UUID, name: str) -> ModelTable:
+    """The model, kept from being removed until the transaction ends. Raises Missing, and Conflict where it is not
+    ready."""
+    query = select(ModelTable).where(ModelTable.tenant_id == tenant_id, ModelTable.name == name)
+    locked = query.with_for_update(read=True, key_share=True)
+    model = (await session.execute(locked)).scalar_one_or_none() if is_name(name) else None
+    if model is None:
+        raise Missing("model", name, "ebb models ls")
+    if model.status == "failed":
+        raise Conflict(
+            f"Model '{name}' could not be imported: {model.error} Add it again with 'ebb models add'.",
+            code="model_failed",
+            param="model",
+        )
+    if model.status != "ready":
+        raise Conflict(
+            f"Model '{name}' is {model.status}, not yet ready. 'ebb models show {name}' tells when it is.",
+            code="model_not_ready",
+            param="model",
+        )
+    return model
+
+
 async def remove_model(session: AsyncSession, tenant_id: UUID, name: str) -> None:
     """Removes the model and calls off its import. Raises Missing, and InUse while an endpoint needs it."""
     row = await get_model(session, tenant_id, name)
@@ -75,14 +104,16 @@ async def remove_model(session: AsyncSession, tenant_id: UUID, name: str) -> Non
 
 
 async def import_done(session: AsyncSession, model_id: UUID, result: ImportResult) -> None:
-    """The model is ready, with all that its import found."""
+    """The model is ready, with all that its import found and its first artifact."""
     row = await session.get(ModelTable, model_id, with_for_update=True)
     if row is None:  # removed meanwhile: the artifact stays in its folder, named by its digest
         return
-    for field, value in msgspec.structs.asdict(result).items():
-        setattr(row, field, value)
+    for field in _FACTS:
+        setattr(row, field, getattr(result, field))
     row.status, row.error = "ready", None
-    data = {"artifact": result.artifact, "parameters": result.parameters}
+    await artifacts.keep(session, model_id, result)
+    quant = quantization.word(result.quantization)
+    data = {"artifact": result.artifact, "parameters": result.parameters, "quant": quant}
     await record(session, row.tenant_id, "model", row.name, "ready", f"Imported from {row.source}.", data)
     await ring(session, "endpoints", "placement", "routes")
 

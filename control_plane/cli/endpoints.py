@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
+from control_plane.catalog.quantization import AUTO
 from control_plane.cli.client import Api, Json, segment
-from control_plane.cli.errors import CliError
-from control_plane.cli.options import DEFAULT_HOME, HomeOption, Output, OutputOption
+from control_plane.cli.errors import ApiFault, CliError
+from control_plane.cli.models import make_artifact
+from control_plane.cli.options import DEFAULT_HOME, HomeOption, Output, OutputOption, QuantOption
 from control_plane.cli.output import print_json, print_table, stderr
 from control_plane.cli.progress import wait_until
 
@@ -24,6 +26,7 @@ def deploy(
     context: Annotated[int, typer.Option("--context", help="Tokens of context; 0: the model's own.")] = 0,
     concurrency: Annotated[int, typer.Option("--concurrency", help="Requests a replica runs at once.")] = 32,
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = "auto",
+    quant: QuantOption = AUTO,
     wait: Annotated[bool, typer.Option("--wait", help="Stay until its URL answers (with --min: until it is live).")] = (
         False
     ),
@@ -32,21 +35,33 @@ def deploy(
 ) -> None:
     """Give a model a URL, or change how an endpoint runs.
 
-    With --min 0 it sleeps until a request arrives.
+    With --min 0 it sleeps until a request arrives. With --quant auto it serves the fastest of the model's artifacts;
+    one that it names and that is not there yet is made first.
     """
     body: Json = {
         **{"name": name, "model": model, "min": min_replicas, "max": max_replicas, "idle_s": idle_s},
-        **{"context": context, "concurrency": concurrency, "dtype": dtype},
+        **{"context": context, "concurrency": concurrency, "dtype": dtype, "quant": quant},
     }
     with Api.open(home) as api:
-        endpoint = api.post("/endpoints", body)
+        endpoint = _post(api, body)
         if wait:
             endpoint = wait_deployed(api, name)
     if output is Output.json:
         return print_json(endpoint)
-    stderr().print(f"Endpoint '{name}' (revision {endpoint['revision']}) serves '{model}' at:")
+    stderr().print(f"Endpoint '{name}' (revision {endpoint['revision']}) serves '{model}' in {endpoint['quant']} at:")
     typer.echo(endpoint["url"])
     stderr().print(f"Talk to it with 'ebb chat {name}{_flag(home)}'.")
+
+
+def _post(api: Api, body: Json) -> Json:
+    """The endpoint; the artifact that it needs and that is not there is made on the way."""
+    try:
+        return api.post("/endpoints", body)
+    except ApiFault as fault:
+        if fault.code != "artifact_missing":
+            raise
+    make_artifact(api, body["model"], body["quant"], wait=True)
+    return api.post("/endpoints", body)
 
 
 def wait_deployed(api: Api, name: str) -> Json:
@@ -74,12 +89,12 @@ def ps(home: HomeOption = DEFAULT_HOME, output: OutputOption = Output.table) -> 
         return print_json(items)
     rows = [
         (
-            *(item["endpoint"], item["model"], item["state"], f"{item['ready']}/{item['desired']}"),
+            *(item["endpoint"], item["model"], item["quant"], item["state"], f"{item['ready']}/{item['desired']}"),
             *(f"{item['min']}..{item['max']}", f"{item['idle_s']:g} s", item["url"], note_of(item)),
         )
         for item in items
     ]
-    columns = ("endpoint", "model", "state", "ready", "min..max", "idle", "url", "note")
+    columns = ("endpoint", "model", "quant", "state", "ready", "min..max", "idle", "url", "note")
     if not any(row[-1] for row in rows):
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     print_table(columns, rows, "No endpoints yet. Make one: ebb deploy chat --model MODEL")

@@ -44,7 +44,7 @@ app.add_typer(models.app, name="models", rich_help_panel=MODELS)
 _add("jobs", MODELS, jobs.jobs, "ebb jobs", "ebb jobs JOB -o json")
 _add(
     *("deploy", ENDPOINTS, endpoints.deploy, "ebb deploy chat --model smollm2 --wait"),
-    "ebb deploy chat --model smollm2 --min 1 --max 4 --idle 300 --concurrency 16",
+    "ebb deploy chat --model smollm2 --min 1 --max 4 --idle 300 --concurrency 16 --quant int8",
 )
 _add("ps", ENDPOINTS, endpoints.ps, "ebb ps", "ebb ps -o json")
 _add(

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from control_plane.catalog import quantization
 from control_plane.embedded.home import Home
 
 DEFAULT_HOME = Path("~/.ebb")
@@ -22,6 +23,16 @@ HomeOption = Annotated[
     Path, typer.Option("--home", metavar="DIR", envvar="EBB_HOME", help="The platform's home directory.")
 ]
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to print it.")]
+
+
+def _checked_quant(text: str) -> str:
+    if not quantization.is_word(text):
+        raise typer.BadParameter(quantization.unknown(text))
+    return text
+
+
+_QUANT_HELP = f"How weights are stored: {', '.join(quantization.WORDS)}."
+QuantOption = Annotated[str, typer.Option("--quant", metavar="QUANT", callback=_checked_quant, help=_QUANT_HELP)]
 
 
 def open_home(path: Path) -> Home:

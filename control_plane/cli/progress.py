@@ -19,14 +19,21 @@ STAGES = {
     "verify": "checking the digest",
     "parse": "reading the file",
     "convert": "converting the weights",
+    "quantize": "quantizing the weights",
+    "evaluate": "measuring quality and speed",
     "write": "writing the artifact",
 }
 
 
+_IN_BYTES = frozenset(STAGES.values()) - {STAGES["evaluate"]}
+
+
 class _Bytes(ProgressColumn):
-    """`45.1/98.2 MB`, and nothing while neither is known."""
+    """`45.1/98.2 MB`, and nothing while neither is known or where it is not bytes that are counted."""
 
     def render(self, task: Task) -> Text:
+        if task.description not in _IN_BYTES:
+            return Text("")
         done = f"{task.completed / 1e6:.1f}"
         if task.total:
             return Text(f"{done}/{task.total / 1e6:.1f} MB")
@@ -37,7 +44,9 @@ class _Rate(ProgressColumn):
     """Bytes per second, once there is something to divide."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed / 1e6:.1f} MB/s" if task.speed else "", style="dim")
+        if not task.speed or task.description not in _IN_BYTES:
+            return Text("")
+        return Text(f"{task.speed / 1e6:.1f} MB/s", style="dim")
 
 
 def wait_for_job(api: Api, job_id: str, label: str) -> Json:
@@ -50,7 +59,7 @@ def wait_for_job(api: Api, job_id: str, label: str) -> Json:
 
 
 def _stage(job: Json) -> tuple[str, int, int]:
-    """(what is being done, bytes done, bytes in all; 0 where that is not known)."""
+    """(what is being done, how much of it, of how much; 0 where that is not known). All but `evaluate` count bytes."""
     if job["status"] == "queued":
         return "waiting for a worker", 0, 0
     progress = job.get("progress") or {}
@@ -84,7 +93,7 @@ def _show_lines(api: Api, job_id: str, label: str) -> Json:
     while True:
         job = api.get(f"/jobs/{segment(job_id)}")
         stage, _, total = _stage(job)
-        line = f"{label}: {stage}" + (f" ({total / 1e6:.0f} MB)" if total else "")
+        line = f"{label}: {stage}" + (f" ({total / 1e6:.0f} MB)" if total and stage in _IN_BYTES else "")
         if job["status"] in ("done", "failed"):
             return job
         if stage != shown:

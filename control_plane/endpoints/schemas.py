@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from control_plane.catalog.quantization import AUTO, PLAIN, word
+from control_plane.catalog.schemas import Quant
 from control_plane.db.base import iso
 from control_plane.endpoints.life import view
 from control_plane.endpoints.states import ENDED, serves, waking_phase
@@ -16,7 +18,8 @@ DEVICE = r"^(auto|cpu|cuda|cuda:[0-9]{1,2})$"
 
 
 class NewEndpoint(msgspec.Struct, forbid_unknown_fields=True):
-    """An endpoint to make, or a new revision of one. `context` 0: the model's own; `target` null: `concurrency`."""
+    """An endpoint to make, or a new revision of one. `context` 0: the model's own; `target` null: `concurrency`;
+    `quant` auto: of the model's artifacts the fastest for the device, else the plain one."""
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=63)]
     model: Annotated[str, msgspec.Meta(min_length=1, max_length=63)]
@@ -28,6 +31,7 @@ class NewEndpoint(msgspec.Struct, forbid_unknown_fields=True):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Annotated[str, msgspec.Meta(pattern=DEVICE, max_length=7)] = "auto"
     target: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
+    quant: Quant = AUTO
 
 
 class Scale(msgspec.Struct, forbid_unknown_fields=True):
@@ -39,12 +43,14 @@ class Scale(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """An endpoint now. `endpoint` is its name again; `phase` is set while it is waking, `retry_at` while it failed."""
+    """An endpoint now. `endpoint` is its name again; `phase` is set while it is waking, `retry_at` while it failed;
+    `quant` is that of the artifact that its revision pins."""
 
     id: str
     name: str
     endpoint: str
     model: str
+    quant: str
     state: str
     reason: str
     phase: str | None
@@ -102,6 +108,7 @@ def to_endpoint(row: EndpointTable, alive: list[ReplicaTable], spec: dict[str, A
         name=row.name,
         endpoint=row.name,
         model=row.model,
+        quant=word(str(spec.get("quantization", PLAIN))),
         state=row.state,
         reason=row.obstacle or row.reason,
         phase=waking_phase(views) if row.state == "waking" else None,

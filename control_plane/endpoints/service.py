@@ -9,10 +9,12 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from control_plane.catalog.service import ready_model
 from control_plane.catalog.tables import ModelTable
 from control_plane.db.bells import ring
 from control_plane.endpoints import life, metrics
 from control_plane.endpoints.life import Held
+from control_plane.endpoints.pinning import pin
 from control_plane.endpoints.schemas import NewEndpoint, Scale
 from control_plane.endpoints.specs import RevisionSpec
 from control_plane.endpoints.states import ENDED, is_coming, waking_phase
@@ -25,12 +27,12 @@ from data_plane.wire.routes import WakeAnswer
 
 async def deploy(session: AsyncSession, tenant_id: UUID, wanted: NewEndpoint) -> tuple[Held, bool]:
     """The endpoint, and whether it is new. An existing one gets a new revision if its spec differs. Raises Invalid,
-    Missing (no such model) and Conflict (the model is not ready)."""
+    Missing (no such model) and Conflict (the model, or its artifact, is not ready)."""
     if not is_name(wanted.name):
         raise Invalid(f"An endpoint's name has {NAME_RULE}, and no '..'; this is '{wanted.name[:80]}'.", "name")
     _check_limits(wanted.min, wanted.max)
-    model = await _ready_model(session, tenant_id, wanted.model)
-    spec = _revision_spec(wanted, model)
+    model = await ready_model(session, tenant_id, wanted.model)
+    spec = await pin(session, tenant_id, wanted, model)
     endpoint_id = await _find_id(session, tenant_id, wanted.name)
     held = None if endpoint_id is None else await life.hold(session, endpoint_id)
     if held is None or held.endpoint.deleted_at is not None:
@@ -157,50 +159,6 @@ def _check_limits(low: int, high: int, param: str = "min") -> None:
         raise Invalid(f"min is {low} and max is {high}: min must not be more than max. Lower min or raise max.", param)
 
 
-async def _ready_model(session: AsyncSession, tenant_id: UUID, name: str) -> ModelTable:
-    query = select(ModelTable).where(ModelTable.tenant_id == tenant_id, ModelTable.name == name)
-    # a share lock keeps the model from being removed before the endpoint that needs it is committed
-    locked = query.with_for_update(read=True, key_share=True)
-    model = (await session.execute(locked)).scalar_one_or_none() if is_name(name) else None
-    if model is None:
-        raise Missing("model", name, "ebb models ls")
-    if model.status == "failed":
-        raise Conflict(
-            f"Model '{name}' could not be imported: {model.error} Add it again with 'ebb models add'.",
-            code="model_failed",
-            param="model",
-        )
-    if model.status != "ready" or model.artifact is None:
-        raise Conflict(
-            f"Model '{name}' is {model.status}, not yet ready. 'ebb models show {name}' tells when it is.",
-            code="model_not_ready",
-            param="model",
-        )
-    return model
-
-
-def _revision_spec(wanted: NewEndpoint, model: ModelTable) -> RevisionSpec:
-    longest = model.context_length or 0
-    if wanted.context > longest:
-        raise Invalid(
-            f"context is {wanted.context}, and model '{model.name}' has {longest} tokens. Ask for at most that, or "
-            "leave it at 0 for all of them.",
-            "context",
-        )
-    return RevisionSpec(
-        model=model.name,
-        artifact=model.artifact or "",
-        artifact_bytes=model.artifact_bytes or 0,
-        artifact_dtype=model.dtype or "bfloat16",
-        kv_bytes_per_token=model.kv_bytes_per_token or 0,
-        context=wanted.context or longest,
-        concurrency=wanted.concurrency,
-        dtype=wanted.dtype,
-        device=wanted.device,
-        target=wanted.target,
-    )
-
-
 async def _find_id(session: AsyncSession, tenant_id: UUID, name: str) -> UUID | None:
     query = select(EndpointTable.id).where(
         EndpointTable.tenant_id == tenant_id, EndpointTable.name == name, EndpointTable.deleted_at.is_(None)
@@ -257,7 +215,8 @@ async def _revise(
     current = select(RevisionTable.spec).where(
         RevisionTable.endpoint_id == endpoint.id, RevisionTable.number == endpoint.revision
     )
-    same = (await session.execute(current)).scalar_one() == msgspec.to_builtins(spec)
+    # as types, not as stored: an older version's revision lacks the fields that are at their defaults
+    same = msgspec.convert((await session.execute(current)).scalar_one(), RevisionSpec) == spec
     reason = "Deployed again, unchanged but for its limits."
     if not same:
         endpoint.revision += 1

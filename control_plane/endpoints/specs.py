@@ -3,6 +3,8 @@ Pure; knows nothing of rows."""
 
 import msgspec
 
+from control_plane.catalog.quantization import PLAIN
+from control_plane.endpoints.memory import ModelSize
 from data_plane.wire.fleet import ReplicaSpec
 
 
@@ -21,11 +23,19 @@ class RevisionSpec(msgspec.Struct, frozen=True):
     """auto, cpu, cuda or cuda:N."""
     target: int | None
     """Requests a replica should have at once; None: as many as it has slots."""
+    quantization: str = PLAIN
+    """The artifact's, by its stored name. Revisions of before there were several have none."""
 
     @property
     def requests_per_replica(self) -> int:
         """What the autoscaler divides the load by."""
         return self.concurrency if self.target is None else self.target
+
+    @property
+    def size(self) -> ModelSize:
+        """What memory estimates are made from."""
+        is_plain = self.quantization == PLAIN
+        return ModelSize(self.artifact_bytes, self.kv_bytes_per_token, self.artifact_dtype, is_plain)
 
 
 def replica_spec(revision: RevisionSpec, device: str, kv_cache_bytes: int) -> ReplicaSpec:

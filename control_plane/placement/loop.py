@@ -8,14 +8,15 @@ import msgspec
 from sqlalchemy import case, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from control_plane.catalog.quantization import DeviceKind
 from control_plane.db.loop import Leadership
 from control_plane.endpoints import life, metrics
 from control_plane.endpoints.life import Held
+from control_plane.endpoints.memory import Estimate, estimate
 from control_plane.endpoints.specs import RevisionSpec, replica_spec
 from control_plane.endpoints.states import ENDED
 from control_plane.endpoints.tables import EndpointTable, ReplicaTable, RevisionTable
 from control_plane.nodes.tables import NodeTable
-from control_plane.placement.memory import DeviceKind, Estimate, ModelSize, estimate
 from control_plane.placement.planner import DeviceView, Need, NoRoom, Placed, plan
 from control_plane.placement.rollout import SURPLUS, Copy, next_steps
 from data_plane.wire.fleet import Device, StartFailure
@@ -119,10 +120,9 @@ def _new_replica(held: Held, spec: RevisionSpec, choice: Placed) -> ReplicaTable
 
 
 def _estimates(spec: RevisionSpec) -> dict[DeviceKind, Estimate]:
-    size = ModelSize(spec.artifact_bytes, spec.kv_bytes_per_token, spec.artifact_dtype)
     kinds: tuple[DeviceKind, ...] = ("cpu", "cuda")
     return {
-        kind: estimate(size, context=spec.context, concurrency=spec.concurrency, dtype=spec.dtype, kind=kind)
+        kind: estimate(spec.size, context=spec.context, concurrency=spec.concurrency, dtype=spec.dtype, kind=kind)
         for kind in kinds
     }
 

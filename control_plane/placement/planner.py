@@ -6,10 +6,8 @@ then where most memory is left, then by name, so that the same question always h
 
 from dataclasses import dataclass
 
-from control_plane.placement.memory import DeviceKind, Estimate, human
-
-USABLE: dict[DeviceKind, float] = {"cpu": 0.8, "cuda": 0.92}
-"""Share of a device's memory that replicas may have; the rest is the system's, and the estimate's error."""
+from control_plane.catalog.quantization import DeviceKind
+from control_plane.endpoints.memory import Estimate, human, usable_bytes
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class DeviceView:
 
     @property
     def usable_bytes(self) -> int:
-        return int(self.memory_bytes * USABLE[self.kind])
+        return usable_bytes(self.memory_bytes, self.kind)
 
     @property
     def room_bytes(self) -> int:

@@ -9,10 +9,11 @@ import structlog
 from celery.signals import worker_ready, worker_shutting_down
 
 from control_plane import settings as settings_module
+from control_plane.catalog.artifacts import QUANTIZE
 from control_plane.catalog.service import IMPORT
 from control_plane.jobs.broker import make_celery
 from control_plane.settings import Settings, SettingsError
-from control_plane.worker.imports import import_handler
+from control_plane.worker.imports import import_handler, quantize_handler
 from control_plane.worker.runner import JobRunner
 from control_plane.worker.tasks import register
 from data_plane.logs import configure_logging
@@ -35,9 +36,8 @@ def run(settings: Settings) -> int:
     settings.home.mkdir(parents=True, exist_ok=True)
     os.chdir(settings.home)
     app = make_celery(settings)
-    runner = JobRunner(
-        settings.database_url, f"{settings.instance}-{uuid4().hex[:12]}", {IMPORT: import_handler(settings)}
-    )
+    handlers = {IMPORT: import_handler(settings), QUANTIZE: quantize_handler(settings)}
+    runner = JobRunner(settings.database_url, f"{settings.instance}-{uuid4().hex[:12]}", handlers)
     register(app, runner)
 
     def stop(**_: object) -> None:

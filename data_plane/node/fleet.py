@@ -4,12 +4,14 @@ import asyncio
 import os
 import secrets
 import signal
+import threading
 import time
+from pathlib import Path
 
 import msgspec
 import structlog
 
-from data_plane.node import launch, logfile, processes, weights_cache
+from data_plane.node import integrity, launch, logfile, processes, weights_cache
 from data_plane.node.diff import Action, diff
 from data_plane.node.metrics import NodeMetrics
 from data_plane.node.records import NodePaths, Record, load_all, remove, write_private
@@ -34,6 +36,9 @@ class Fleet:
         self._settings = settings
         self._drainer = drainer
         self._metrics = metrics
+        self._verified = integrity.Verified(paths.verified)
+        self._closing = threading.Event()
+        self._checks: dict[str, asyncio.Task[StartFailure | None]] = {}
         self._replicas: dict[str, RunnerProcess] = {}
         self._desired: tuple[DesiredReplica, ...] | None = None
         self._keys: tuple[KeyRecord, ...] | None = None
@@ -92,8 +97,10 @@ class Fleet:
 
     async def close(self) -> None:
         """Stops watching; the runners go on, to be adopted."""
+        self._closing.set()
         for replica in self._replicas.values():
             await replica.close()
+        await asyncio.gather(*self._checks.values(), return_exceptions=True)
 
     def _adopt_one(self, record: Record) -> None:
         if record.ended is None and record.pid == 0:
@@ -157,8 +164,38 @@ class Fleet:
             self._hold(record).end(StartFailure(message=reason, fatal=False))
             return
         self._metrics.starts.inc()
-        self._hold(record).watch(child)
+        self._hold(record).watch(child, self._check(folder, desired))
         self.changed.set()
+
+    def _check(self, folder: Path, desired: DesiredReplica) -> "asyncio.Future[StartFailure | None] | None":
+        """Reads the artifact beside the start, so that the start does not wait for it; once for all who start now."""
+        digest = desired.spec.artifact
+        if self._verified.has(folder, digest):
+            return None
+        if digest not in self._checks:
+            task = asyncio.create_task(self._verify(folder, digest, desired.spec.model), name=f"check {digest[:19]}")
+            self._checks[digest] = task
+            task.add_done_callback(lambda _: self._checks.pop(digest, None))
+        # shielded: a replica that is told to stop takes the check away from nobody
+        return asyncio.shield(self._checks[digest])
+
+    async def _verify(self, folder: Path, digest: str, model: str) -> StartFailure | None:
+        began = time.monotonic()
+        try:
+            seen = integrity.stamp(folder)
+        except OSError:
+            seen = None  # one is missing: the reading says which
+        fault = await asyncio.to_thread(integrity.fault, folder, digest, model, self._closing.is_set)
+        log.info("artifact.checked", artifact=digest, fault=fault, seconds=round(time.monotonic() - began, 3))
+        if fault is not None:
+            return StartFailure(message=fault, fatal=True)
+        if seen is not None:
+            try:
+                self._verified.note(digest, seen)
+            except OSError as error:
+                # the disk is full: it will be read again at the next start
+                log.warning("artifact.unnoted", artifact=digest, error=str(error))
+        return None
 
     def _on_change(self, replica: RunnerProcess) -> None:
         now = replica.observed()

@@ -59,6 +59,10 @@ class NodePaths:
         return self.run / "keys.json"
 
     @property
+    def verified(self) -> Path:
+        return self.run / "verified.json"
+
+    @property
     def lock(self) -> Path:
         return self.run / "agent.lock"
 

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import msgspec
@@ -63,9 +63,12 @@ class RunnerProcess:
         self._verdict: StartFailure | None = None
         self._watch: processes.ExitWatch | None = None
         self._task: asyncio.Task[None] | None = None
+        self._check: asyncio.Future[StartFailure | None] | None = None
 
-    def watch(self, child: subprocess.Popen[bytes] | None) -> None:
-        """Begins to watch the process of the record; `child` where this agent has started it."""
+    def watch(self, child: subprocess.Popen[bytes] | None, check: Awaitable[StartFailure | None] | None = None) -> None:
+        """Begins to watch the process of the record; `child` where this agent has started it. It does not count as
+        ready before `check` of its artifact has found nothing, and ends with what it found."""
+        self._check = None if check is None else asyncio.ensure_future(check)
         self._watch = processes.ExitWatch(self.record.pid, self.record.identity, child)
         self._task = asyncio.create_task(self._live(self._watch), name=f"replica {self.record.replica_id}")
         self._task.add_done_callback(_report_crash)
@@ -126,19 +129,36 @@ class RunnerProcess:
 
     async def close(self) -> None:
         """Stops watching; the process goes on."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [task for task in (self._task, self._check) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _live(self, watch: processes.ExitWatch) -> None:
         try:
             while not await watch.wait(self._nap_s()):
                 self._look()
+                self._heed_check()
                 await self._enforce()
         finally:
             watch.close()
         self._look()
-        self.end(self._verdict or self._judge(watch.code))
+        judged = self._judge(watch.code)
+        if judged is not None and self._verdict is None and self._check is not None:
+            # it failed of its own accord: corrupt weights would explain that better than whatever they made it say
+            self._verdict = await self._check
+        self.end(self._verdict or judged)
+
+    def _heed_check(self) -> None:
+        if self._check is None or not self._check.done():
+            return
+        self._verdict = self._check.result()
+        self._check = None
+        if self._verdict is not None:
+            processes.kill_group(self.record.pid, self.record.identity)
+            return
+        self._status_stamp = None  # it may have been ready for a while
+        self._look()
 
     def _nap_s(self) -> float | None:
         moving = self._phase != "ready" or self.record.asked != "run" or self._failed_at is not None
@@ -168,10 +188,11 @@ class RunnerProcess:
             # not reported before the process is gone: until then it holds memory that another start would need
             self._failed_at = self._failed_at or time.monotonic()
         else:
-            if status.phase != self._phase:
+            phase = "warming" if status.phase == "ready" and self._check is not None else status.phase
+            if phase != self._phase:
                 self._progress_at = time.monotonic()
-            self._phase = status.phase
-        if status.phase == "ready" and not self.record.was_ready:
+            self._phase = phase
+        if self._phase == "ready" and not self.record.was_ready:
             self._keep(msgspec.structs.replace(self.record, was_ready=True))
         if self.observed() != before:
             self._on_change(self)
@@ -184,13 +205,16 @@ class RunnerProcess:
             await self._drain(now)
         elif self._failed_at is not None and now - self._failed_at > LINGER_S:
             processes.kill_group(self.record.pid, self.record.identity)
-        elif self._phase in BEFORE_READY and now - self._progress_at > self._settings.stall_s:
+        elif self._check is None and self._phase in BEFORE_READY and self._is_stalled(now):
             self._verdict = StartFailure(
                 message=f"The runner made no progress: it stayed in '{self._phase}' for"
                 f" {self._settings.stall_s:g} s and was killed. Its log says more: `ebb logs {self.record.endpoint}`.",
                 fatal=False,
             )
             processes.kill_group(self.record.pid, self.record.identity)
+
+    def _is_stalled(self, now: float) -> bool:
+        return now - self._progress_at > self._settings.stall_s
 
     def _drain_is_over(self, now: float) -> bool:
         return self.record.asked == "drain" and now - self._asked_at > self._settings.drain_s

@@ -36,6 +36,9 @@ class ImportResult(msgspec.Struct, frozen=True, tag="result"):
     kv_bytes_per_token: int
     shape: dict[str, int]
     """Layers, hidden size, heads: what memory estimates are made from."""
+    quantization: str = "none"
+    quality: dict[str, float] | None = None
+    speed: dict[str, float] | None = None
 
 
 ImportLine = Progress | ImportFailure | ImportResult

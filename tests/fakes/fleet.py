@@ -9,7 +9,7 @@ import httpx
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from control_plane.catalog.tables import ModelTable
+from control_plane.catalog.tables import ArtifactTable, ModelTable
 from data_plane.wire.fleet import (
     DesiredReplica,
     DesiredState,
@@ -26,7 +26,7 @@ GIB = 1 << 30
 
 
 async def add_model(session: AsyncSession, tenant_id: UUID, name: str = "tiny", **changes: Any) -> ModelTable:
-    """A model as its import would have left it."""
+    """A model as its import would have left it, with its plain artifact where it is ready."""
     facts: dict[str, Any] = {
         "source": "pypi:tiny",
         "status": "ready",
@@ -34,15 +34,26 @@ async def add_model(session: AsyncSession, tenant_id: UUID, name: str = "tiny", 
         "parameters": 135_000_000,
         "context_length": 8192,
         "vocab_size": 49_152,
-        "artifact": "sha256:" + "a" * 64,
-        "artifact_bytes": 270 << 20,
-        "dtype": "bfloat16",
-        "kv_bytes_per_token": 23_040,
+        "source_sha256": "c" * 64,
     }
     row = ModelTable(tenant_id=tenant_id, name=name, **{**facts, **changes})
     session.add(row)
     await session.flush()
+    if row.status == "ready":
+        await add_artifact(session, row)
     return row
+
+
+async def add_artifact(session: AsyncSession, model: ModelTable, quantization: str = "none", **changes: Any) -> None:
+    """An artifact as its import would have left it."""
+    facts: dict[str, Any] = {
+        "digest": "sha256:" + {"none": "a", "int8": "8", "int4": "4", "fp8": "f"}[quantization] * 64,
+        "bytes": (270 << 20) // {"none": 1, "int8": 2, "int4": 4, "fp8": 2}[quantization],
+        "dtype": "bfloat16",
+        "kv_bytes_per_token": 23_040,
+    }
+    session.add(ArtifactTable(model_id=model.id, quantization=quantization, **{**facts, **changes}))
+    await session.flush()
 
 
 @dataclass
@@ -53,6 +64,7 @@ class FakeAgent:
     key: str
     name: str = "box"
     memory_bytes: int = 64 * GIB
+    gpus: int = 0
     node_id: str = ""
     epoch: int = 0
     version: str = ""
@@ -60,9 +72,10 @@ class FakeAgent:
 
     async def register(self) -> NodeWelcome:
         """Presents the node, and notes what is desired so far: the next long poll waits for something else."""
-        device = Device("cpu", 0, "cpu", self.memory_bytes, self.memory_bytes)
+        gpus = [Device("cuda", index, "A GPU", 80 * GIB, 80 * GIB) for index in range(self.gpus)]
+        devices = (Device("cpu", 0, "cpu", self.memory_bytes, self.memory_bytes), *gpus)
         node = NodeRegistration(
-            self.name, "127.0.0.1", "http://127.0.0.1:9", "agent-token", (device,), 2, self.memory_bytes, "0.1.0"
+            self.name, "127.0.0.1", "http://127.0.0.1:9", "agent-token", devices, 2, self.memory_bytes, "0.1.0"
         )
         answer = await self._send("POST", "/internal/v1/nodes/register", node)
         assert answer.status_code == 200, answer.text

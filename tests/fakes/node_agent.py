@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
@@ -11,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from data_plane.node import integrity
 from data_plane.node.agent import Tempo
 from data_plane.node.launch import RunnerSettings
 from data_plane.node.main import Settings, serve
@@ -22,12 +24,19 @@ FAKE_RUNNER = (sys.executable, str(Path(__file__).with_name("runner_process.py")
 
 
 def make_artifact(home: Path, digit: str = "a", **hooks: Any) -> str:
-    """An artifact's folder whose `fake.json` tells the fake runner what to do; its digest."""
-    folder = home / "artifacts" / f"sha256-{digit * 64}"
-    folder.mkdir(parents=True, exist_ok=True)
+    """A sound artifact's folder whose `fake.json` tells the fake runner what to do; its digest varies with `digit`."""
+    files = {name: f"{name} {digit}" for name in integrity.FILES}
+    scratch = home / "artifacts" / f"scratch-{digit}"
+    scratch.mkdir(parents=True)
+    for name, content in files.items():
+        (scratch / name).write_text(content)
+    digest = integrity.digest(scratch)
+    folder = home / "artifacts" / digest.replace(":", "-")
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)
     (folder / "manifest.json").write_text("{}")
     (folder / "fake.json").write_text(json.dumps(hooks))
-    return f"sha256:{digit * 64}"
+    return digest
 
 
 def desired(replica_id: str, digest: str, intent: Intent = "run", generation: int = 1) -> DesiredReplica:

