@@ -16,7 +16,7 @@ from data_plane.engine.prefix_cache import PrefixCache
 from data_plane.engine.request import Request
 from data_plane.engine.rows import make_row, take_in
 from data_plane.engine.speculation import Guesser
-from data_plane.engine.waiting import Ledger, WaitingQueue
+from data_plane.engine.waiting import TURNS, Ledger, WaitingQueue, order
 
 
 class Scheduler:
@@ -36,6 +36,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.requests: dict[str, Request] = {}
         self.num_preemptions = 0
+        self._turn = 0
         self.num_guesses = self.num_guessed = self.num_right = 0
         """Rows with guesses, guessed tokens, and those of them that were right."""
 
@@ -61,16 +62,18 @@ class Scheduler:
 
     def schedule(self, now: float) -> Batch:
         """The next batch; an empty one when there is no work."""
+        self._turn = (self._turn + 1) % TURNS
         preemptions_before = self.num_preemptions
         decoding = self._decoding()
         budget = self._prompt_budget(len(decoding))
+        # room that a preemption made is for those that run already
+        may_admit = budget > 0 and self.num_preemptions == preemptions_before
         prompts: list[Row] = []
-        for request in self._prefilling():
+        for request in self._prefilling(may_admit, now):
             if budget:
                 prompts.append(make_row(request, min(budget, request.num_remaining)))
                 budget -= len(prompts[-1].tokens)
-        # room that a preemption made is for those that run already
-        while budget and self.num_preemptions == preemptions_before and (admitted := self._admit(now)):
+        while budget and may_admit and (admitted := self._admit(now)):
             prompts.append(make_row(admitted, min(budget, admitted.num_remaining)))
             budget -= len(prompts[-1].tokens)
         rows = [make_row(request, 1) for request in decoding] if prompts else self._guessing_rows(decoding)
@@ -92,10 +95,16 @@ class Scheduler:
         rest = self.config.max_num_batched_tokens - num_decoding
         return self.times.chunk(num_decoding, rest, self.config.max_itl_growth) if num_decoding else rest
 
-    def _prefilling(self) -> list[Request]:
+    def _prefilling(self, may_admit: bool, now: float) -> list[Request]:
+        """The requests with a prompt to compute, in their order; newcomers among them that go before one of these."""
         found = [r for r in self.running if len(r.tokens) - r.num_computed > 1]
-        if len(found) > 1:
-            found.sort(key=lambda r: (r.rank[0], r.account.served, r.arrival))
+        if not found:
+            return found
+        last = max(order(request) for request in found)
+        while may_admit and self.waiting and order(self.waiting.head) < last and (admitted := self._admit(now)):
+            found.append(admitted)
+        # now and then the oldest goes first here too, or better ones could keep it waiting in the middle of its prompt
+        found.sort(key=order if self._turn else lambda request: request.arrival)
         return found
 
     def _make_room(self, request: Request) -> bool:

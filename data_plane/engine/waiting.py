@@ -14,6 +14,11 @@ TURNS = 8
 """One admission in so many goes to the oldest request, whatever its priority: so nothing waits for ever."""
 
 
+def order(request: Request) -> tuple[float, int, int]:
+    """Of two requests the one with the smaller goes first."""
+    return request.rank[0], request.account.served, request.arrival
+
+
 class Ledger:
     """The accounts of tenants that have requests here, and of those that were served more than the least of these."""
 
@@ -88,21 +93,17 @@ class WaitingQueue:
             return heads[0]
         if self._turn == TURNS - 1:
             return min(heads, key=lambda request: request.arrival)
-        return self._best(heads)
+        return min(heads, key=order)
 
     def pop(self) -> Request:
         """Takes the head out."""
         request = self.head
-        is_overtaken = request is not self._best([lane[0] for lane in self._lanes.values()])
+        is_overtaken = request is not min((lane[0] for lane in self._lanes.values()), key=order)
         self.remove(request)
         if self._turn == TURNS - 1 and (is_overtaken or request.num_preemptions):
             request.promote()
         self._turn = (self._turn + 1) % TURNS
         return request
-
-    @staticmethod
-    def _best(heads: list[Request]) -> Request:
-        return min(heads, key=lambda request: (request.rank[0], request.account.served, request.arrival))
 
     def check(self) -> None:
         """No lane is empty or out of order; AssertionError where one is."""

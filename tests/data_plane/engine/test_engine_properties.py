@@ -138,12 +138,12 @@ def test_every_request_ends_once_with_its_own_tokens(
     assert (stats.running, stats.waiting, stats.num_free_blocks) == (0, 0, config.num_blocks)
 
 
-@given(st.integers(0, 3), st.integers(0, 6), st.integers(2, 5), st.sampled_from([9, 12, 20]))
+@given(st.integers(0, 3), st.integers(0, 6), st.integers(2, 5), st.integers(1, 9), st.sampled_from([9, 12, 20]))
 @settings(deadline=None, max_examples=60)
-def test_nothing_starves(victim_at: int, length: int, seqs: int, num_blocks: int) -> None:
+def test_nothing_starves(victim_at: int, length: int, seqs: int, extra: int, num_blocks: int) -> None:
     """One request of the last priority ends while better ones, of a tenant that got less, never cease to come."""
     config = EngineConfig(
-        max_model_len=30, max_num_seqs=seqs, max_num_batched_tokens=12, block_size=2, num_blocks=num_blocks
+        max_model_len=30, max_num_seqs=seqs, max_num_batched_tokens=seqs + extra, block_size=2, num_blocks=num_blocks
     )
     engine, _ = make_engine(config)
     params = SamplingParams(max_tokens=6, seed=1, ignore_eos=True)
