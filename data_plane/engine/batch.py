@@ -1,4 +1,7 @@
-"""What one step computes, and what comes of it. Plain values, the whole language between engine and executor."""
+"""What one step computes, and what comes of it. Plain values, the whole language between engine and executor.
+
+None is to be changed once made. Those made for every row are not frozen, because that triples what making them takes.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +10,7 @@ from data_plane.engine.outputs import TokenLogprobs
 from data_plane.engine.sampling import SamplingParams
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Row:
     """The tokens of one request that this step computes: positions `start` to `start + len(tokens)` of its sequence.
 
@@ -56,7 +59,7 @@ class Batch:
         return bool(self.rows)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Token:
     """A chosen token. The one at position p follows from the logits, the request's parameters, its seed and p alone."""
 
@@ -64,7 +67,7 @@ class Token:
     logprobs: TokenLogprobs | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sampled:
     """What a row gave: where it wants a token, one more than it has accepted guesses, else none.
 

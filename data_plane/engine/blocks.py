@@ -27,6 +27,11 @@ class BlockPool:
         """Blocks nobody holds, kept ones too."""
         return len(self._blank) + len(self._kept_free)
 
+    @property
+    def kept(self) -> set[int]:
+        """Blocks whose content is worth keeping, held or free."""
+        return {block for block, is_kept in enumerate(self._is_kept) if is_kept}
+
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)

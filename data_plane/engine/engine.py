@@ -5,7 +5,8 @@ One thread at a time may use it. A request ends exactly once: with an output who
 
 import logging
 import secrets
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,9 +28,13 @@ class Executor(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EngineStats:
-    """The engine now, and its counters since it was made. `kv_usage` is the share of blocks held, 0 to 1."""
+    """The engine now, and its counters since it was made. `kv_usage` is the share of blocks held, 0 to 1.
+
+    `host_s` is what the steps spent outside the executor, `executor_s` inside. Prefix cache counters are in tokens of
+    prompts. Not to be changed; unfrozen because one is made in each step.
+    """
 
     running: int
     waiting: int
@@ -44,33 +49,75 @@ class EngineStats:
     failed_steps: int
     computed_tokens: int
     generated_tokens: int
+    prefix_cache_queries: int
+    prefix_cache_hits: int
+    num_drafts: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
+    host_s: float
+    executor_s: float
 
 
 class Engine:
-    """Continuous batching over one executor: requests join and leave at any step."""
+    """Continuous batching over one executor: requests join and leave at any step.
 
-    def __init__(self, config: EngineConfig, executor: Executor) -> None:
+    `clock` gives seconds; the sizes of prompts' chunks follow from it. `secret` salts the names of cached blocks.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        executor: Executor,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        secret: bytes | None = None,
+    ) -> None:
         self.config = config
         self.executor = executor
-        self.scheduler = Scheduler(config)
-        self._requests: dict[str, Request] = {}
+        self.scheduler = Scheduler(config, secret or secrets.token_bytes(32))
+        self._clock = clock
         self._ended: list[Output] = []
         self._arrivals = 0
-        self._last_batch = Batch(())
+        self._batch_tokens = self._batch_rows = 0
         self._steps = self._failed_steps = self._computed_tokens = self._generated_tokens = 0
+        self._host_s = self._executor_s = 0.0
 
-    def add(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> None:
-        """Queues a request. ValueError, with the numbers, for one that this engine can never serve."""
+    def add(
+        self,
+        request_id: str,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        tenant: str = "",
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> None:
+        """Queues a request. ValueError, with the numbers, for one that this engine can never serve.
+
+        Of lower `priority` is served first; among equals the `tenant` that got least. Only requests of one tenant and
+        one `cache_salt` share what is cached of their prompts.
+        """
         self._refuse_impossible(request_id, prompt, params)
-        seed = secrets.randbits(63) if params.seed is None else params.seed
         self._arrivals += 1
-        request = Request(request_id, prompt, params, seed=seed, arrival=self._arrivals)
-        self._requests[request_id] = request
+        stops = params.stop_token_ids
+        request = Request(
+            request_id,
+            self.scheduler.cache.chain(prompt, tenant, cache_salt),
+            params,
+            seed=secrets.randbits(63) if params.seed is None else params.seed,
+            arrival=self._arrivals,
+            account=self.scheduler.ledger.open(tenant),
+            tenant=tenant,
+            priority=priority,
+            ending_ids=stops if params.ignore_eos else stops | self.config.eos_token_ids,
+            max_model_len=self.config.max_model_len,
+            arrived_at=self._clock(),
+        )
         self.scheduler.add(request)
 
     def _refuse_impossible(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> None:
         config = self.config
-        if request_id in self._requests:
+        if request_id in self.scheduler.requests:
             raise ValueError(f"A request '{request_id}' is already here; choose another id.")
         if not prompt:
             raise ValueError("The prompt has no tokens; send at least one.")
@@ -97,7 +144,7 @@ class Engine:
 
     def abort(self, request_id: str) -> None:
         """Ends a request at once; the next step reports it with reason "abort". One that is not here is left alone."""
-        request = self._requests.pop(request_id, None)
+        request = self.scheduler.requests.get(request_id)
         if request is not None:
             self.scheduler.remove(request)
             self._ended.append(Output(request_id, None, "abort"))
@@ -105,18 +152,25 @@ class Engine:
     def step(self) -> list[Output]:
         """One step: schedule, run, commit."""
         outputs, self._ended = self._ended, []
-        batch = self.scheduler.schedule()
-        self._last_batch = batch
+        began = self._clock()
+        batch = self.scheduler.schedule(began)
+        self._batch_tokens, self._batch_rows = batch.num_tokens, len(batch.rows)
         if not batch:
             return outputs
-        outputs.extend(self._run(batch))
-        for output in outputs:
-            if output.finish_reason is not None:
-                self._requests.pop(output.request_id, None)
-        self._generated_tokens += sum(output.token_id is not None for output in outputs)
-        return outputs
+        started = self._clock()
+        results = self._run(batch)
+        ended = self._clock()
+        if isinstance(results, str):
+            return outputs + self._fail(batch, results)
+        self._note(batch, ended - started)
+        made = self.scheduler.commit(batch, results, ended)
+        self._generated_tokens += sum(output.token_id is not None for output in made)
+        self._executor_s += ended - started
+        self._host_s += self._clock() - began - (ended - started)
+        return outputs + made
 
-    def _run(self, batch: Batch) -> list[Output]:
+    def _run(self, batch: Batch) -> list[Sampled] | str:
+        """The results, or why there are none."""
         self._steps += 1
         try:
             results = self.executor.run(batch)
@@ -126,41 +180,51 @@ class Engine:
             # whatever it is, only this batch is lost, and the next one is served
             logger.exception("a batch of %d rows failed", len(batch.rows))
             self._failed_steps += 1
-            return self._fail(batch, f"The model failed on this request's batch: {type(error).__name__}: {error}")
-        self._computed_tokens += batch.num_tokens
-        return self.scheduler.commit(batch, results)
+            return f"The model failed on this request's batch: {type(error).__name__}: {error}"
+        return results
+
+    def _note(self, batch: Batch, seconds: float) -> None:
+        decoded = sum(1 + row.num_drafts for row in batch.rows if len(row.tokens) == 1 + row.num_drafts)
+        self._computed_tokens += self._batch_tokens
+        self.scheduler.times.observe(decoded, self._batch_tokens - decoded, seconds)
 
     def _fail(self, batch: Batch, message: str) -> list[Output]:
         for row in batch.rows:
-            self.scheduler.remove(self._requests[row.request_id])
+            self.scheduler.remove(self.scheduler.requests[row.request_id])
         return [Output(row.request_id, None, "error", error=message) for row in batch.rows]
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do or report something."""
-        return bool(self._requests or self._ended)
+        return bool(self.scheduler.requests or self._ended)
 
     def stats(self) -> EngineStats:
         """The numbers of this moment."""
-        pool = self.scheduler.pool
+        scheduler = self.scheduler
+        pool = scheduler.pool
         return EngineStats(
-            running=len(self.scheduler.running),
-            waiting=len(self.scheduler.waiting),
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
             kv_usage=1 - pool.num_free / pool.num_blocks,
             num_blocks=pool.num_blocks,
             num_free_blocks=pool.num_free,
             block_size=pool.block_size,
-            preemptions=self.scheduler.num_preemptions,
-            last_batch_tokens=self._last_batch.num_tokens,
-            last_batch_rows=len(self._last_batch.rows),
+            preemptions=scheduler.num_preemptions,
+            last_batch_tokens=self._batch_tokens,
+            last_batch_rows=self._batch_rows,
             steps=self._steps,
             failed_steps=self._failed_steps,
             computed_tokens=self._computed_tokens,
             generated_tokens=self._generated_tokens,
+            prefix_cache_queries=scheduler.cache.num_queried,
+            prefix_cache_hits=scheduler.cache.num_hit,
+            num_drafts=scheduler.num_guesses,
+            num_draft_tokens=scheduler.num_guessed,
+            num_accepted_tokens=scheduler.num_right,
+            host_s=self._host_s,
+            executor_s=self._executor_s,
         )
 
     def check(self) -> None:
         """The books balance: raises AssertionError where they do not."""
         self.scheduler.check()
-        known = {request.request_id for request in [*self.scheduler.running, *self.scheduler.waiting]}
-        assert known == set(self._requests), f"scheduled {sorted(known)}, known {sorted(self._requests)}"

@@ -1,190 +1,227 @@
 """The token scheduler: which tokens of which requests one step computes, and what becomes of the results.
 
-One rule: let `num_computed` of the oldest requests catch up with their `num_tokens`, within one budget of tokens a
-step; decodes first, since somebody is reading along. Knows nothing of the executor, tensors, text or time.
+One rule: let `num_computed` of the requests catch up with their `num_tokens`, within one budget of tokens a step;
+decodes first, since somebody is reading along. Knows nothing of the executor, tensors or text, and is told the time.
 """
 
-from collections import deque
+from bisect import insort
 from collections.abc import Sequence
 
 from data_plane.engine.batch import Batch, Row, Sampled
 from data_plane.engine.blocks import BlockPool
 from data_plane.engine.config import EngineConfig
-from data_plane.engine.outputs import FinishReason, Output
+from data_plane.engine.outputs import Output
+from data_plane.engine.pacing import StepTimes
+from data_plane.engine.prefix_cache import PrefixCache
 from data_plane.engine.request import Request
+from data_plane.engine.rows import make_row, take_in
+from data_plane.engine.speculation import Guesser
+from data_plane.engine.waiting import TURNS, Ledger, WaitingQueue, order
 
 
 class Scheduler:
-    """Owns the queue of waiting requests, the running ones and the block pool.
+    """Owns the queue of waiting requests, the running ones, the block pool and what is cached in it.
 
-    `running` is ordered by arrival and older than everything in `waiting`: what is preempted is the youngest running
-    request, and it goes back to the front of the queue. So the oldest request always gets on, and nobody starves.
+    `running` is ordered by rank: what is preempted is its last, and it goes back to the queue. The oldest request of
+    all is in time promoted before every other, then never preempted, and so ends; hence nobody starves.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, secret: bytes) -> None:
         self.config = config
         self.pool = BlockPool(config.num_blocks, config.block_size)
-        self.waiting: deque[Request] = deque()
+        self.cache = PrefixCache(self.pool, secret, is_enabled=config.enable_prefix_caching)
+        self.times = StepTimes()
+        self.ledger = Ledger()
+        self.waiting = WaitingQueue()
         self.running: list[Request] = []
+        self.requests: dict[str, Request] = {}
         self.num_preemptions = 0
+        self._turn = 0
+        self.num_guesses = self.num_guessed = self.num_right = 0
+        """Rows with guesses, guessed tokens, and those of them that were right."""
 
     def add(self, request: Request) -> None:
         """Queues a request that fits the limits of the configuration."""
-        self.waiting.append(request)
+        self.requests[request.request_id] = request
+        self.waiting.push(request)
 
     def remove(self, request: Request) -> None:
         """Takes a request out, wherever it is, and frees its blocks. It leaves between two steps, never within one."""
-        if request in self.running:
+        del self.requests[request.request_id]
+        self.ledger.close(request.account)
+        if request.is_running:
             self.running.remove(request)
             self._release(request)
-        elif request in self.waiting:
+        else:
             self.waiting.remove(request)
 
     def _release(self, request: Request) -> None:
+        request.is_running = False
         self.pool.free(request.blocks)
         request.blocks = []
 
-    def schedule(self) -> Batch:
+    def schedule(self, now: float) -> Batch:
         """The next batch; an empty one when there is no work."""
-        rows: list[Row] = []
+        self._turn = (self._turn + 1) % TURNS
         preemptions_before = self.num_preemptions
+        decoding = self._decoding()
+        budget = self._prompt_budget(len(decoding))
+        # room that a preemption made is for those that run already
+        may_admit = budget > 0 and self.num_preemptions == preemptions_before
+        prompts: list[Row] = []
+        for request in self._prefilling(may_admit, now):
+            if budget:
+                prompts.append(make_row(request, min(budget, request.num_remaining)))
+                budget -= len(prompts[-1].tokens)
+        while budget and may_admit and (admitted := self._admit(now)):
+            prompts.append(make_row(admitted, min(budget, admitted.num_remaining)))
+            budget -= len(prompts[-1].tokens)
+        rows = [make_row(request, 1) for request in decoding] if prompts else self._guessing_rows(decoding)
+        return Batch((*rows, *prompts))
+
+    def _decoding(self) -> list[Request]:
+        """The requests that lack one token, each with a block for it."""
+        found: list[Request] = []
+        size = self.pool.block_size
         # a copy: `_make_room` takes preempted requests out of `running`
-        for request in [r for r in self.running if r.num_remaining == 1]:
-            if request in self.running and self._make_room(request):
-                rows.append(self._row(request, 1))
-        budget = self.config.max_num_batched_tokens - len(rows)
-        for request in self.running:
-            if budget and request.num_remaining > 1:
-                rows.append(self._row(request, min(budget, request.num_remaining)))
-                budget -= len(rows[-1].tokens)
-        # room that a preemption made is for the older requests
-        while budget and self.num_preemptions == preemptions_before and (admitted := self._admit()):
-            rows.append(self._row(admitted, min(budget, admitted.num_remaining)))
-            budget -= len(rows[-1].tokens)
-        return Batch(tuple(rows))
+        for request in [r for r in self.running if len(r.tokens) - r.num_computed == 1]:
+            if not request.is_running:
+                continue
+            if len(request.tokens) <= len(request.blocks) * size or self._make_room(request):
+                found.append(request)
+        return found
+
+    def _prompt_budget(self, num_decoding: int) -> int:
+        rest = self.config.max_num_batched_tokens - num_decoding
+        return self.times.chunk(num_decoding, rest, self.config.max_itl_growth) if num_decoding else rest
+
+    def _prefilling(self, may_admit: bool, now: float) -> list[Request]:
+        """The requests with a prompt to compute, in their order; newcomers among them that go before one of these."""
+        found = [r for r in self.running if len(r.tokens) - r.num_computed > 1]
+        if not found:
+            return found
+        last = max(order(request) for request in found)
+        while may_admit and self.waiting and order(self.waiting.head) < last and (admitted := self._admit(now)):
+            found.append(admitted)
+        # now and then the oldest goes first here too, or better ones could keep it waiting in the middle of its prompt
+        found.sort(key=order if self._turn else lambda request: request.arrival)
+        return found
 
     def _make_room(self, request: Request) -> bool:
-        """Sees that the next token has a block, preempting younger requests; False if it preempted `request` itself."""
-        missing = self.pool.blocks_for(request.num_tokens) - len(request.blocks)
-        if missing <= 0:
-            return True
+        """Sees that the next token has a block, preempting lower ranks; False if it preempted `request` itself."""
+        missing = self.pool.blocks_for(len(request.tokens)) - len(request.blocks)
         while self.pool.num_free < missing:
-            youngest = self.running.pop()
-            self._release(youngest)
-            youngest.num_computed = 0
-            self.waiting.appendleft(youngest)
+            last = self.running.pop()
+            self._release(last)
+            last.num_computed = 0
+            last.num_preemptions += 1
+            self.waiting.push(last)
             self.num_preemptions += 1
-            if youngest is request:
+            if last is request:
                 return False
         request.blocks += self.pool.allocate(missing)
         return True
 
-    def _admit(self) -> Request | None:
-        """Moves the first waiting request to the running ones if it may run and all its tokens have room.
+    def _admit(self, now: float) -> Request | None:
+        """Moves the head of the queue to the running ones if it may run and all its tokens have room.
 
         Nobody overtakes it: a long prompt would otherwise wait for as long as short ones keep coming.
         """
         if not self.waiting or len(self.running) >= self.config.max_num_seqs:
             return None
-        request = self.waiting[0]
-        needed = self.pool.blocks_for(request.num_tokens)
+        request = self.waiting.head
+        # log-probabilities of the prompt need all of it computed
+        cached = [] if request.wants_prompt_logprobs else self.cache.match(request.chain)
+        missing = self.pool.blocks_for(request.num_tokens) - len(cached)
+        taken = missing + sum(not self.pool.is_held(block) for block in cached)
         # one spare block for each running request, or the newcomer would be preempted within the next few steps
-        if self.pool.num_free < needed + len(self.running):
+        if self.pool.num_free < taken + len(self.running):
             return None
-        self.waiting.popleft()
-        self.running.append(request)
-        request.blocks = self.pool.allocate(needed)
+        assert self.waiting.pop() is request
+        self.pool.share(cached)
+        request.blocks = cached + self.pool.allocate(missing)
+        request.chain.num_entered = len(cached)
+        request.num_computed = len(cached) * self.pool.block_size
+        request.is_running = True
+        insort(self.running, request, key=lambda other: other.rank)
+        if request.started_at is None:
+            request.started_at = now
+            request.cached_tokens = request.num_computed
+            if not request.wants_prompt_logprobs:
+                self.cache.num_queried += request.num_prompt
+                self.cache.num_hit += request.cached_tokens
         return request
 
-    def _row(self, request: Request, count: int) -> Row:
-        start, stop = request.num_computed, request.num_computed + count
-        is_last = stop == request.num_tokens
-        targets: Sequence[int] = ()
-        skipped = 0
-        if request.wants_prompt_logprobs:
-            # the entry of the first prompt token is None; a request that was preempted keeps those it has
-            first = max(start + 1, len(request.prompt_logprobs), 1)
-            skipped = first - start - 1
-            targets = request.tokens[first : min(stop + 1, request.num_prompt)]
-        too_short = request.num_output < request.params.min_tokens
-        return Row(
-            request_id=request.request_id,
-            tokens=request.tokens[start:stop],
-            start=start,
-            blocks=request.blocks,
-            params=request.params,
-            seed=request.seed,
-            wants_token=is_last and request.params.max_tokens > 0,
-            forbidden_ids=self._ending_ids(request) if too_short else frozenset(),
-            output_counts=request.output_counts if request.has_penalties else None,
-            prompt_ids=request.prompt_ids,
-            prompt_targets=targets,
-            num_skipped_targets=skipped,
-        )
+    def _guessing_rows(self, decoding: Sequence[Request]) -> list[Row]:
+        """Rows of one token, and of guesses at the next ones where there is room and they pay."""
+        config = self.config
+        room = min(config.max_speculative_batch, config.max_num_batched_tokens) - len(decoding)
+        if room <= 0 or not config.num_speculative_tokens:
+            return [make_row(request, 1) for request in decoding]
+        most = min(config.num_speculative_tokens, max(1, room // len(decoding))) if decoding else 0
+        rows: list[Row] = []
+        for request in decoding:
+            guesses = self._guesses(request, min(most, room))
+            room -= len(guesses)
+            rows.append(make_row(request, 1, guesses))
+        return rows
 
-    def _ending_ids(self, request: Request) -> frozenset[int]:
-        stops = request.params.stop_token_ids
-        return stops if request.params.ignore_eos else stops | self.config.eos_token_ids
+    def _guesses(self, request: Request, most: int) -> list[int]:
+        if request.has_penalties or request.wants_prompt_logprobs or request.num_tokens < request.fixed_length:
+            return []
+        # the token that comes in any case is the last one wanted at the latest
+        most = min(most, request.max_length - request.num_tokens - 1)
+        if most <= 0:
+            return []
+        if request.guesser is None:
+            request.guesser = Guesser(request.tokens)
+        guesses = request.guesser.guess(most)
+        if guesses:
+            missing = self.pool.blocks_for(request.num_tokens + len(guesses)) - len(request.blocks)
+            if missing > self.pool.num_free - len(self.running):
+                return []  # nobody is to be preempted for a guess
+            if missing > 0:
+                request.blocks += self.pool.allocate(missing)
+        return guesses
 
-    def commit(self, batch: Batch, results: Sequence[Sampled]) -> list[Output]:
+    def commit(self, batch: Batch, results: Sequence[Sampled], now: float) -> list[Output]:
         """Enters the results of `batch` into its requests and says what came of each. Ended ones leave."""
-        requests = {request.request_id: request for request in self.running}
         outputs: list[Output] = []
+        size = self.pool.block_size
         for row, result in zip(batch.rows, results, strict=True):
-            request = requests[row.request_id]
-            request.num_computed = row.stop
-            outputs.extend(self._commit_row(request, result))
+            request = self.requests[row.request_id]
+            request.account.served += len(row.tokens)
+            outputs += take_in(request, row, result, now)
+            if result.error is not None:
+                self.cache.withdraw(request.blocks)
+            elif request.num_computed // size > request.chain.num_entered:
+                self.cache.enter(request.chain, request.blocks, request.num_computed)
+            if row.num_drafts and result.tokens:
+                self._learn(request, row.num_drafts, len(result.tokens) - 1, batch)
             if request.finish_reason is not None:
                 self.remove(request)
         return outputs
 
-    def _commit_row(self, request: Request, result: Sampled) -> list[Output]:
-        if result.error is not None:
-            request.finish_reason = "error"
-            return [Output(request.request_id, None, "error", error=result.error)]
-        if request.wants_prompt_logprobs:
-            if not request.prompt_logprobs:
-                request.prompt_logprobs.append(None)
-            request.prompt_logprobs.extend(result.prompt_logprobs)
-        if request.num_remaining:
-            return []
-        # once only: with the first token, or with the end where no token is wanted
-        is_first = request.num_output == 0 and request.params.prompt_logprobs is not None
-        prompt_logprobs = tuple(request.prompt_logprobs) if is_first else None
-        if not result.tokens:
-            request.finish_reason = "length"
-            return [Output(request.request_id, None, "length", prompt_logprobs=prompt_logprobs)]
-        outputs: list[Output] = []
-        for token in result.tokens:
-            request.append(token.token_id)
-            request.finish_reason = self._reason_to_end(request, token.token_id)
-            outputs.append(
-                Output(
-                    request.request_id,
-                    token.token_id,
-                    request.finish_reason,
-                    logprobs=token.logprobs,
-                    prompt_logprobs=prompt_logprobs,
-                )
-            )
-            prompt_logprobs = None
-            if request.finish_reason is not None:
-                break
-        return outputs
-
-    def _reason_to_end(self, request: Request, token_id: int) -> FinishReason | None:
-        if token_id in self._ending_ids(request) and request.num_output > request.params.min_tokens:
-            return "stop"
-        if request.num_output >= request.params.max_tokens or request.num_tokens >= self.config.max_model_len:
-            return "length"
-        return None
+    def _learn(self, request: Request, num_guessed: int, num_right: int, batch: Batch) -> None:
+        self.num_guesses += 1
+        self.num_guessed += num_guessed
+        self.num_right += num_right
+        if request.guesser is not None:
+            price = self.times.price(len(batch.rows))
+            request.guesser.learn(num_guessed, num_right, price, self.config.num_speculative_tokens)
 
     def check(self) -> None:
-        """The pool's books balance, and exactly the running requests hold blocks, each enough for what it computed."""
+        """The books balance, and exactly the running requests hold blocks, each enough for what it computed."""
         self.pool.check([request.blocks for request in self.running])
+        self.cache.check()
+        self.waiting.check()
+        self.ledger.check(self.requests.values())
         for request in self.running:
             room = len(request.blocks) * self.config.block_size
             assert room >= request.num_computed, f"{request.request_id} has room for {room} tokens and computed more"
         assert not any(request.blocks for request in self.waiting), "a waiting request holds blocks"
-        order = [request.arrival for request in [*self.running, *self.waiting]]
-        assert order == sorted(order), f"requests are out of their order of arrival: {order}"
+        assert all(request.is_running for request in self.running), "a running request is not marked as such"
+        ranks = [request.rank for request in self.running]
+        assert ranks == sorted(ranks), f"running requests are out of their ranks' order: {ranks}"
+        scheduled = {request.request_id for request in [*self.running, *self.waiting]}
+        assert scheduled == set(self.requests), f"scheduled {sorted(scheduled)}, known {sorted(self.requests)}"

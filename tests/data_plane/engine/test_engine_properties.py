@@ -12,6 +12,7 @@ from data_plane.engine.sampling import SamplingParams
 from tests.data_plane.engine.memory_executor import VOCAB, MemoryExecutor
 
 EOS = frozenset({7, 11})
+TEXTS = [[(at * 7 + text) % VOCAB for at in range(24)] for text in (1, 3)]
 
 
 @dataclass
@@ -20,11 +21,13 @@ class Arrival:
     prompt: list[int]
     params: SamplingParams
     abort_after: int | None
+    tenant: str = ""
+    priority: int = 0
 
 
-def make_engine(config: EngineConfig) -> tuple[Engine, MemoryExecutor]:
-    executor = MemoryExecutor(config.num_blocks, config.block_size)
-    return Engine(config, executor), executor
+def make_engine(config: EngineConfig, *, repeats: bool = False) -> tuple[Engine, MemoryExecutor]:
+    executor = MemoryExecutor(config.num_blocks, config.block_size, repeats=repeats)
+    return Engine(config, executor, clock=executor.clock), executor
 
 
 def drain(engine: Engine, arrivals: list[Arrival]) -> dict[str, list[Output]]:
@@ -36,7 +39,7 @@ def drain(engine: Engine, arrivals: list[Arrival]) -> dict[str, list[Output]]:
             name = f"r{at}"
             if arrival.step == step:
                 try:
-                    engine.add(name, arrival.prompt, arrival.params)
+                    engine.add(name, arrival.prompt, arrival.params, tenant=arrival.tenant, priority=arrival.priority)
                     outputs[name] = []
                 except ValueError:
                     continue
@@ -62,14 +65,24 @@ params_strategy = st.builds(
 arrival_strategy = st.builds(
     Arrival,
     step=st.integers(0, 30),
-    prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=30),
+    # few texts, so that many prompts begin alike
+    prompt=st.builds(
+        lambda size, other, tail: [*TEXTS[other][:size], *tail],
+        st.integers(0, 24),
+        st.integers(0, 1),
+        st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=6),
+    ),
     params=params_strategy,
     abort_after=st.none() | st.integers(0, 20),
+    tenant=st.sampled_from(["", "a", "b"]),
+    priority=st.integers(-1, 1),
 )
 
 
-def small_config(seqs: int, extra: int, block_size: int, num_blocks: int) -> EngineConfig:
+def small_config(seqs: int, extra: int, block_size: int, num_blocks: int, cache: bool, guesses: int) -> EngineConfig:
     return EngineConfig(
+        enable_prefix_caching=cache,
+        num_speculative_tokens=guesses,
         max_model_len=40,
         max_num_seqs=seqs,
         max_num_batched_tokens=seqs + extra,
@@ -79,22 +92,41 @@ def small_config(seqs: int, extra: int, block_size: int, num_blocks: int) -> Eng
     )
 
 
-config_strategy = st.builds(small_config, st.integers(1, 6), st.integers(0, 10), st.integers(1, 5), st.integers(3, 30))
+config_strategy = st.builds(
+    small_config,
+    st.integers(1, 6),
+    st.integers(0, 10),
+    st.integers(1, 5),
+    st.integers(3, 30),
+    st.booleans(),
+    st.sampled_from([0, 1, 4]),
+)
 
 
-@given(config_strategy, st.lists(arrival_strategy, max_size=12))
-@settings(max_examples=250, deadline=None)
-def test_every_request_ends_once_with_its_own_tokens(config: EngineConfig, arrivals: list[Arrival]) -> None:
-    engine, executor = make_engine(config)
+@given(config_strategy, st.lists(arrival_strategy, max_size=12), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_every_request_ends_once_with_its_own_tokens(
+    config: EngineConfig, arrivals: list[Arrival], repeats: bool
+) -> None:
+    """Whatever is cached, guessed, preempted or put first."""
+    engine, executor = make_engine(config, repeats=repeats)
     outputs = drain(engine, arrivals)
     assert all(0 < tokens <= config.max_num_batched_tokens for tokens in executor.budgets)
-    roomy = EngineConfig(max_model_len=40, max_num_batched_tokens=64, block_size=8, num_blocks=5, eos_token_ids=EOS)
+    roomy = EngineConfig(
+        max_model_len=40,
+        max_num_batched_tokens=64,
+        block_size=8,
+        num_blocks=5,
+        eos_token_ids=EOS,
+        enable_prefix_caching=False,
+        num_speculative_tokens=0,
+    )
     for name, got in outputs.items():
         arrival = arrivals[int(name[1:])]
         ends = [output for output in got if output.finish_reason is not None]
         assert len(ends) == 1, f"{name} ended {len(ends)} times"
         assert got[-1] is ends[0], "nothing comes after the end"
-        alone = drain(make_engine(roomy)[0], [Arrival(0, arrival.prompt, arrival.params, None)])["r0"]
+        alone = drain(make_engine(roomy, repeats=repeats)[0], [Arrival(0, arrival.prompt, arrival.params, None)])["r0"]
         tokens = [output.token_id for output in got if output.token_id is not None]
         expected = [output.token_id for output in alone if output.token_id is not None]
         if ends[0].finish_reason == "abort":
@@ -104,6 +136,29 @@ def test_every_request_ends_once_with_its_own_tokens(config: EngineConfig, arriv
             assert [output.prompt_logprobs for output in got] == [output.prompt_logprobs for output in alone]
     stats = engine.stats()
     assert (stats.running, stats.waiting, stats.num_free_blocks) == (0, 0, config.num_blocks)
+
+
+@given(st.integers(0, 3), st.integers(0, 6), st.integers(2, 5), st.integers(1, 9), st.sampled_from([9, 12, 20]))
+@settings(deadline=None, max_examples=60)
+def test_nothing_starves(victim_at: int, length: int, seqs: int, extra: int, num_blocks: int) -> None:
+    """One request of the last priority ends while better ones, of a tenant that got less, never cease to come."""
+    config = EngineConfig(
+        max_model_len=30, max_num_seqs=seqs, max_num_batched_tokens=seqs + extra, block_size=2, num_blocks=num_blocks
+    )
+    engine, _ = make_engine(config)
+    params = SamplingParams(max_tokens=6, seed=1, ignore_eos=True)
+    ended = False
+    for step in range(3000):
+        if step == victim_at:
+            engine.add("victim", [1] * (length + 4), params, tenant="greedy", priority=9)
+        while len(engine.scheduler.waiting) < 4:
+            name = f"{step}-{len(engine.scheduler.requests)}"
+            engine.add(name, [step % VOCAB, len(name)], params, tenant=f"t{step}", priority=-1)
+        ended = any(output.request_id == "victim" and output.finish_reason for output in engine.step())
+        engine.check()
+        if ended:
+            break
+    assert ended
 
 
 @given(st.integers(2, 30), st.integers(1, 9))

@@ -1,0 +1,113 @@
+"""Who is served next: by priority, among equals the tenant that got least, and of each tenant the oldest request.
+
+Knows nothing of blocks or budgets. Fairness is the virtual token counter of Sheng et al., 2024 ("Fairness in Serving
+Large Language Models"): what counts is the tokens computed for a tenant, and one that comes back from idling starts
+level with the least served of those that are here, so nobody saves up.
+"""
+
+from bisect import insort
+from collections.abc import Iterable, Iterator
+
+from data_plane.engine.request import Account, Request
+
+TURNS = 8
+"""One admission in so many goes to the oldest request, whatever its priority: so nothing waits for ever."""
+
+
+def order(request: Request) -> tuple[float, int, int]:
+    """Of two requests the one with the smaller goes first."""
+    return request.rank[0], request.account.served, request.arrival
+
+
+class Ledger:
+    """The accounts of tenants that have requests here, and of those that were served more than the least of these."""
+
+    def __init__(self) -> None:
+        self._accounts: dict[str, Account] = {}
+
+    def open(self, tenant: str) -> Account:
+        """The tenant's account, for one more request."""
+        account = self._accounts.setdefault(tenant, Account())
+        if account.num_requests == 0:
+            active = [other.served for other in self._accounts.values() if other.num_requests]
+            account.served = max(account.served, min(active, default=0))
+        account.num_requests += 1
+        return account
+
+    def close(self, account: Account) -> None:
+        """One of its requests has ended."""
+        account.num_requests -= 1
+        if account.num_requests == 0:
+            active = [other.served for other in self._accounts.values() if other.num_requests]
+            least = min(active, default=None)
+            # what would be lifted when it comes back need not be remembered
+            self._accounts = {
+                tenant: other
+                for tenant, other in self._accounts.items()
+                if other.num_requests or (least is not None and other.served > least)
+            }
+
+    def check(self, requests: Iterable[Request]) -> None:
+        """Each account counts its requests; AssertionError where one does not."""
+        counts: dict[str, int] = {}
+        for request in requests:
+            assert self._accounts[request.tenant] is request.account, f"{request.request_id} has another account"
+            counts[request.tenant] = counts.get(request.tenant, 0) + 1
+        booked = {tenant: account.num_requests for tenant, account in self._accounts.items() if account.num_requests}
+        assert counts == booked, f"requests by tenant {counts}, by their accounts {booked}"
+
+
+class WaitingQueue:
+    """Lanes of requests, one for each priority and tenant, each by arrival."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[tuple[float, str], list[Request]] = {}
+        self._turn = 0
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[Request]:
+        return (request for lane in self._lanes.values() for request in lane)
+
+    def push(self, request: Request) -> None:
+        """A new request, or one that was preempted and keeps the place its arrival gives it."""
+        lane = self._lanes.setdefault((request.rank[0], request.tenant), [])
+        insort(lane, request, key=lambda other: other.arrival)
+        self._size += 1
+
+    def remove(self, request: Request) -> None:
+        """Takes a request out that waits here."""
+        key = (request.rank[0], request.tenant)
+        self._lanes[key].remove(request)
+        if not self._lanes[key]:
+            del self._lanes[key]
+        self._size -= 1
+
+    @property
+    def head(self) -> Request:
+        """Who is next; it stays next until it is taken, unless one that goes before it comes. IndexError if none."""
+        heads = [lane[0] for lane in self._lanes.values()]
+        if len(heads) == 1:
+            return heads[0]
+        if self._turn == TURNS - 1:
+            return min(heads, key=lambda request: request.arrival)
+        return min(heads, key=order)
+
+    def pop(self) -> Request:
+        """Takes the head out."""
+        request = self.head
+        is_overtaken = request is not min((lane[0] for lane in self._lanes.values()), key=order)
+        self.remove(request)
+        if self._turn == TURNS - 1 and (is_overtaken or request.num_preemptions):
+            request.promote()
+        self._turn = (self._turn + 1) % TURNS
+        return request
+
+    def check(self) -> None:
+        """No lane is empty or out of order; AssertionError where one is."""
+        for key, lane in self._lanes.items():
+            order = [request.arrival for request in lane]
+            assert order and order == sorted(order), f"lane {key} is out of its order of arrival: {order}"
+        assert self._size == sum(map(len, self._lanes.values())), f"{self._size} requests are counted as waiting"
