@@ -14,7 +14,7 @@ from data_plane.engine.config import EngineConfig
 from data_plane.engine.sampling import SamplingParams
 from data_plane.execution.kv_cache import allocate_cache, free_memory_bytes, plan_cache
 from data_plane.execution.model_runner import ModelRunner
-from data_plane.models import registry
+from data_plane.models import placing, registry
 from data_plane.weights.artifact import open_artifact
 from data_plane.weights.layout import ModelConfig, parse_config
 
@@ -85,7 +85,10 @@ def build(
     """The executor over tensors in memory, which are used as they are where device and dtype already fit."""
     place = _device(device)
     kind = resolve_dtype(dtype, place)
-    placed = {name: tensor.to(device=place, dtype=kind) for name, tensor in tensors.items()}
+    if dtype == "auto" and place.type == "cpu" and model_config.quantization != "none":
+        # activations are rounded to whole numbers before every product: float32 is what is rounded least before that
+        kind = torch.float32
+    placed = placing.place(model_config, tensors, place, kind)
     bytes_per_token = model_config.kv_elements_per_token * kind.itemsize
     plan = plan_cache(
         bytes_per_token=bytes_per_token,
