@@ -54,3 +54,29 @@ def paged_attention(q: Tensor, cache: Tensor, segments: Sequence[Segment], scale
                 scores = k[:seen, head // group] @ q[token, head].float() * scale
                 out[token, head] = (torch.softmax(scores, 0) @ v[:seen, head // group]).to(q.dtype)
     return out
+
+
+def int8_linear(x: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x · (scale · q)ᵀ + b with each token's x rounded to 255 steps first; `q` int8 [N, K], `scale` [N]."""
+    out = torch.empty(x.shape[0], q.shape[0], dtype=torch.float32)
+    for token, values in enumerate(x.float()):
+        s = values.abs().max() / 127
+        a = torch.zeros_like(values, dtype=torch.int64) if s == 0 else torch.round(values / s).long()
+        out[token] = (a * q.long()).sum(1).float() * (s * scale)
+    return (out if bias is None else out + bias).to(x.dtype)
+
+
+def int4_linear(x: Tensor, codes: Tensor, scale: Tensor, minimum: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x · (scale · code + min)ᵀ + b with x rounded to 255 steps by token and group of 32; `codes` [N, K] of 0 to 15,
+    `scale` and `minimum` [N, K/G]."""
+    out = torch.zeros(x.shape[0], codes.shape[0], dtype=torch.float32)
+    size = codes.shape[1] // scale.shape[1]
+    for token, values in enumerate(x.float()):
+        for first in range(0, codes.shape[1], 32):
+            group = values[first : first + 32]
+            s = group.abs().max() / 127
+            a = torch.zeros_like(group, dtype=torch.int64) if s == 0 else torch.round(group / s).long()
+            dot = (a * codes[:, first : first + 32].long()).sum(1).float()
+            at = first // size
+            out[token] += dot * (s * scale[:, at]) + (s * a.sum().float()) * minimum[:, at]
+    return (out if bias is None else out + bias).to(x.dtype)

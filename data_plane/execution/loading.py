@@ -13,7 +13,7 @@ from data_plane.execution.kv_cache import allocate_cache, free_memory_bytes
 from data_plane.execution.loaded import BLOCK_SIZE, Loaded
 from data_plane.execution.model_runner import ModelRunner
 from data_plane.execution.warm_up import warm_up
-from data_plane.models import registry
+from data_plane.models import placing, registry
 from data_plane.weights.artifact import open_artifact
 from data_plane.weights.layout import ModelConfig, parse_config
 
@@ -70,7 +70,10 @@ def build(
     """The executor over tensors in memory, which are used as they are where device and dtype already fit."""
     place = _device(device)
     kind = resolve_dtype(dtype, place)
-    placed = {name: tensor.to(device=place, dtype=kind) for name, tensor in tensors.items()}
+    if dtype == "auto" and place.type == "cpu" and model_config.quantization != "none":
+        # activations are rounded to whole numbers before every product: float32 is what is rounded least before that
+        kind = torch.float32
+    placed = placing.place(model_config, tensors, place, kind)
     bytes_per_token = model_config.kv_elements_per_token * kind.itemsize
     length = min(max_model_len or model_config.max_position_embeddings, model_config.max_position_embeddings)
     plan = plan_cache(

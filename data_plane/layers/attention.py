@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from data_plane.layers.linear import Linear
+from data_plane.layers.linear import Projection
 from data_plane.layers.norm import RMSNorm
 from kernels import ops
 
@@ -25,8 +25,8 @@ class Attention:
 
     def __init__(
         self,
-        qkv: Linear,
-        o: Linear,
+        qkv: Projection,
+        o: Projection,
         *,
         heads: int,
         kv_heads: int,

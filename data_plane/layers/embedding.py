@@ -1,14 +1,17 @@
 """Token ids to vectors."""
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
+
+from data_plane.layers.linear import Projection
 
 
 class Embedding:
-    """`weight` [vocabulary, hidden]."""
+    """`table` [vocabulary, hidden] in any form; vectors come in `dtype`."""
 
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
+    def __init__(self, table: Projection, dtype: torch.dtype) -> None:
+        self.table = table
+        self.dtype = dtype
 
     def __call__(self, token_ids: Tensor) -> Tensor:
-        return F.embedding(token_ids, self.weight)
+        return self.table.rows(token_ids, self.dtype)

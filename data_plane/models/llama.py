@@ -11,10 +11,11 @@ from torch import Tensor
 
 from data_plane.layers.attention import Attention, Step
 from data_plane.layers.embedding import Embedding
-from data_plane.layers.linear import Linear
+from data_plane.layers.linear import Projection
 from data_plane.layers.norm import RMSNorm
 from data_plane.layers.rotary import RotaryTable, linear_frequencies, llama3_frequencies
-from data_plane.weights.layout import ModelConfig
+from data_plane.models.placing import projection
+from data_plane.weights.layout import ModelConfig, tensor_layout
 from kernels import ops
 
 
@@ -22,8 +23,8 @@ from kernels import ops
 class MLP:
     """SwiGLU: down(silu(gate(x)) · up(x)), gate and up in one product."""
 
-    gate_up: Linear
-    down: Linear
+    gate_up: Projection
+    down: Projection
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.down(ops.silu_mul(self.gate_up(x)))
@@ -48,11 +49,14 @@ class Llama:
 
     def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor], max_model_len: int) -> None:
         self.config = config
-        self.embed = Embedding(tensors["embed.weight"])
-        self.layers = [_layer(config, tensors, f"layers.{at}") for at in range(config.num_layers)]
-        self.norm = RMSNorm(tensors["norm.weight"], config.rms_norm_eps)
-        self.lm_head = Linear(tensors["embed.weight" if config.tie_word_embeddings else "lm_head.weight"])
-        self.rotary = RotaryTable(_frequencies(config), max_model_len, self.embed.weight.device)
+        norm, vocabulary = tensors["norm.weight"], (config.vocab_size, config.hidden_size)
+        table = projection(tensors, "embed", vocabulary)
+        self.embed = Embedding(table, norm.dtype)
+        shapes = tensor_layout(config)
+        self.layers = [_layer(config, tensors, shapes, f"layers.{at}") for at in range(config.num_layers)]
+        self.norm = RMSNorm(norm, config.rms_norm_eps)
+        self.lm_head = table if config.tie_word_embeddings else projection(tensors, "lm_head", vocabulary)
+        self.rotary = RotaryTable(_frequencies(config), max_model_len, norm.device)
 
     def forward(
         self,
@@ -75,12 +79,14 @@ class Llama:
         return self.lm_head(self.norm(hidden))
 
 
-def _layer(config: ModelConfig, tensors: Mapping[str, Tensor], prefix: str) -> Layer:
+def _layer(
+    config: ModelConfig, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], prefix: str
+) -> Layer:
     def norm(name: str) -> RMSNorm:
         return RMSNorm(tensors[f"{prefix}.{name}.weight"], config.rms_norm_eps)
 
-    def linear(name: str) -> Linear:
-        return Linear(tensors[f"{prefix}.{name}.weight"], tensors.get(f"{prefix}.{name}.bias"))
+    def linear(name: str) -> Projection:
+        return projection(tensors, f"{prefix}.{name}", shapes[f"{prefix}.{name}.weight"])
 
     attention = Attention(
         linear("attention.qkv"),

@@ -6,8 +6,9 @@ from typing import Protocol
 from torch import Tensor
 
 from data_plane.models.llama import Llama
+from data_plane.models.placing import check_shapes
 from data_plane.weights.errors import ArtifactError
-from data_plane.weights.layout import ModelConfig, tensor_layout
+from data_plane.weights.layout import ModelConfig
 from kernels.ops import Segment
 
 ARCHITECTURES = {"llama": Llama}
@@ -34,9 +35,5 @@ def build(config: ModelConfig, tensors: Mapping[str, Tensor], max_model_len: int
     if model is None:
         known = ", ".join(sorted(ARCHITECTURES))
         raise ArtifactError(f"Architecture '{config.architecture}' is not supported; Ebb knows {known}.")
-    for name, shape in tensor_layout(config).items():
-        if name not in tensors:
-            raise ArtifactError(f"Tensor '{name}' is missing from the artifact; import the model again.")
-        if tuple(tensors[name].shape) != shape:
-            raise ArtifactError(f"Tensor '{name}' has shape {tuple(tensors[name].shape)}; expected {shape}.")
+    check_shapes(config, tensors)
     return model(config, tensors, max_model_len)

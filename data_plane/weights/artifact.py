@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from data_plane.weights.encode import Contents, plain_contents
 from data_plane.weights.errors import ArtifactError
 from data_plane.weights.layout import ModelConfig, tensor_layout
 from data_plane.weights.mapped import (
@@ -29,12 +30,11 @@ from data_plane.weights.mapped import (
 )
 from data_plane.weights.safetensors_file import DTYPES as STORED_DTYPES
 from data_plane.weights.safetensors_file import view_tensors
-from data_plane.weights.safetensors_header import PADDING_PREFIX, TensorSpan, TensorSpec, plan_header
+from data_plane.weights.safetensors_header import PADDING_PREFIX, TensorSpan, plan_header
 from data_plane.weights.scratch import scratch_folder
-from data_plane.weights.stored import PLAIN_DTYPES
+from data_plane.weights.source_model import TokenizerFiles
 
 CREATED_BY = "ebb 0.1.0"
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +57,20 @@ class Origin:
     licence: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class TokenizerFiles:
-    """`tokenizer`: tokenizer.json as bytes. `config`: what tokenizer_config.json says."""
-
-    tokenizer: bytes
-    config: Mapping[str, Any]
-
-
 def open_artifact(path: Path) -> Artifact:
     """Opens and checks an artifact without reading its tensors; raises ArtifactError on anything that does not fit."""
     mapped = open_mapped(path)
     tensors = view_tensors(mapped.data, list(mapped.spans.values()))
     return Artifact(path, mapped.config.as_dict(), mapped.manifest, tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An artifact that is written, but not yet where anybody looks for it."""
+
+    folder: Path
+    digest: str
+    manifest: dict[str, Any]
 
 
 def write_artifact(
@@ -81,40 +82,63 @@ def write_artifact(
     on_convert: Callable[[int, int], None] = lambda done, total: None,
     on_written: Callable[[int], None] = lambda total: None,
 ) -> Path:
-    """Writes one artifact under `root` and returns its folder, which appears whole or not at all.
+    """Writes one plain artifact under `root` and returns its folder, which appears whole or not at all.
 
-    `read_tensor` is called once per tensor of `tensor_layout(config)`, in order, so that no more than one
-    tensor is in memory at a time. `on_convert` is given bytes done and bytes in all, `on_written` the bytes that
-    are safely on the disk. If an artifact with the same
-    values is there already, that one is returned.
+    `read_tensor` is called once per tensor of `tensor_layout(config)`, in order. If an artifact with the same values
+    is there already, that one is returned.
     """
     with scratch_folder(root) as scratch:
-        folder = scratch / "artifact"
-        folder.mkdir()
-        digests = {
-            CONFIG: _write_bytes(folder / CONFIG, _json(config.as_dict())),
-            TOKENIZER: _write_bytes(folder / TOKENIZER, tokenizer.tokenizer),
-            TOKENIZER_CONFIG: _write_bytes(folder / TOKENIZER_CONFIG, _json(tokenizer.config)),
-            TENSORS: _write_tensors(folder / TENSORS, config, read_tensor, on_convert),
-        }
-        on_written((folder / TENSORS).stat().st_size)
-        digest = combine_digests(digests)
-        layout = tensor_layout(config)
-        manifest = {
-            "digest": digest,
-            "source": origin.source,
-            "source_sha256": origin.sha256,
-            "source_bytes": origin.size_bytes,
-            "licence": origin.licence,
-            "dtype": config.dtype,
-            "tensors": len(layout),
-            "bytes": (folder / TENSORS).stat().st_size,
-            "parameters": sum(prod(shape) for shape in layout.values()),
-            "created_by": CREATED_BY,
-        }
-        _write_bytes(folder / MANIFEST, _json(manifest))
-        open_artifact(folder)
-        return _publish(folder, artifact_folder(root, digest), discard=scratch / "damaged")
+        contents = plain_contents(config, read_tensor)
+        return publish(root, draft(scratch / "artifact", contents, tokenizer, origin, on_convert, on_written), {})
+
+
+def draft(
+    folder: Path,
+    contents: Contents,
+    tokenizer: TokenizerFiles,
+    origin: Origin,
+    on_convert: Callable[[int, int], None] = lambda done, total: None,
+    on_written: Callable[[int], None] = lambda total: None,
+) -> Draft:
+    """Writes an artifact into the new `folder`, with no more than one tensor of the model in memory at a time.
+
+    `on_convert` is given bytes done and bytes in all, `on_written` the bytes that are safely on the disk.
+    """
+    folder.mkdir()
+    config = contents.config
+    digests = {
+        CONFIG: _write_bytes(folder / CONFIG, _json(config.as_dict())),
+        TOKENIZER: _write_bytes(folder / TOKENIZER, tokenizer.tokenizer),
+        TOKENIZER_CONFIG: _write_bytes(folder / TOKENIZER_CONFIG, _json(tokenizer.config)),
+        TENSORS: _write_tensors(folder / TENSORS, contents, on_convert),
+    }
+    on_written((folder / TENSORS).stat().st_size)
+    digest = combine_digests(digests)
+    manifest = {
+        "digest": digest,
+        "source": origin.source,
+        "source_sha256": origin.sha256,
+        "source_bytes": origin.size_bytes,
+        "licence": origin.licence,
+        "dtype": config.dtype,
+        "quantization": config.quantization,
+        "tensors": sum(len(parts) for parts in contents.specs.values()),
+        "bytes": (folder / TENSORS).stat().st_size,
+        "parameters": sum(prod(shape) for shape in tensor_layout(config).values()),
+        "created_by": CREATED_BY,
+    }
+    _write_bytes(folder / MANIFEST, _json(manifest))
+    open_mapped(folder)
+    return Draft(folder, digest, manifest)
+
+
+def publish(root: Path, made: Draft, measured: Mapping[str, Any]) -> Path:
+    """Gives a draft its place under `root`, on the same file system; `measured` joins its manifest."""
+    if measured:
+        (made.folder / MANIFEST).unlink()
+        _write_bytes(made.folder / MANIFEST, _json({**made.manifest, **measured}))
+    with scratch_folder(root) as scratch:
+        return _publish(made.folder, artifact_folder(root, made.digest), discard=scratch / "damaged")
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
@@ -135,17 +159,21 @@ def _settle(file: BinaryIO) -> None:
     os.fchmod(file.fileno(), 0o444)
 
 
-def _write_tensors(
-    path: Path, config: ModelConfig, read_tensor: Callable[[str], torch.Tensor], on_convert: Callable[[int, int], None]
-) -> str:
-    specs = {name: TensorSpec(PLAIN_DTYPES[config.dtype], shape) for name, shape in tensor_layout(config).items()}
-    lead, spans = plan_header(specs)
+def _write_tensors(path: Path, contents: Contents, on_convert: Callable[[int, int], None]) -> str:
+    owner = {part: name for name, parts in contents.specs.items() for part in parts}
+    lead, spans = plan_header({part: spec for parts in contents.specs.values() for part, spec in parts.items()})
     total = spans[-1].end
     hasher = hashlib.sha256(lead)
+    made: dict[str, torch.Tensor] = {}
     with path.open("xb") as file:
         file.write(lead)
         for span in spans:
-            raw = _tensor_bytes(span, read_tensor)
+            if span.name.startswith(PADDING_PREFIX):
+                raw = memoryview(bytes(span.end - span.start))
+            else:
+                if span.name not in made:
+                    made = dict(contents.read(owner[span.name]))
+                raw = _tensor_bytes(span, made.pop(span.name))
             hasher.update(raw)
             file.write(raw)
             on_convert(span.end, total)
@@ -153,10 +181,7 @@ def _write_tensors(
     return hasher.hexdigest()
 
 
-def _tensor_bytes(span: TensorSpan, read_tensor: Callable[[str], torch.Tensor]) -> memoryview:
-    if span.name.startswith(PADDING_PREFIX):
-        return memoryview(bytes(span.end - span.start))
-    tensor = read_tensor(span.name)
+def _tensor_bytes(span: TensorSpan, tensor: torch.Tensor) -> memoryview:
     if tuple(tensor.shape) != span.shape:
         raise ArtifactError(
             f"tensor {span.name} has the shape {list(tensor.shape)} where the config asks {list(span.shape)}; "

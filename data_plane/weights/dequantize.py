@@ -140,6 +140,25 @@ QUANTIZATIONS: dict[int, Quantization] = {
 """By the number that GGUF gives each type."""
 
 
+def four_bit_blocks(
+    kind: Quantization, raw: memoryview, shape: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """The codes of Q4_0 and Q4_1 as they are, for a matrix [N, K]: uint8 [N, K], and scale and minimum float16
+    [N, K/32], such that scale · code + minimum is the value to the last bit. None for other kinds, and for a factor
+    whose minimum float16 cannot hold."""
+    if kind.name not in ("Q4_0", "Q4_1"):
+        return None
+    blocks = np.frombuffer(raw, dtype=kind.block)
+    scale = blocks["d"].astype(np.float16)
+    with np.errstate(over="ignore"):
+        minimum = blocks["m"].astype(np.float16) if kind.name == "Q4_1" else scale * np.float16(-8)
+    if not (np.isfinite(scale).all() and np.isfinite(minimum).all()):
+        return None
+    codes = torch.from_numpy(_nibbles(blocks["q"])).view(shape)
+    factors = (shape[0], shape[1] // kind.values)
+    return codes, torch.from_numpy(scale).view(factors), torch.from_numpy(minimum).view(factors)
+
+
 def dequantize(kind: Quantization, raw: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """The values of `raw` (whole blocks) as a new tensor of `shape`, rounded once from float32 to `dtype`."""
     blocks = np.frombuffer(raw, dtype=kind.block)

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_plane.weights.dequantize import QUANTIZATIONS, Quantization, dequantize
+from data_plane.weights.dequantize import QUANTIZATIONS, Quantization, dequantize, four_bit_blocks
 from data_plane.weights.errors import GgufError
+from data_plane.weights.quantize import Int4Matrix
 
 MAX_ENTRIES = 1 << 16
 MAX_NAME_BYTES = 256
@@ -119,11 +120,23 @@ class GgufFile:
 
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """The tensor `name`, dequantized and rounded to `dtype`; raises GgufError if there is none."""
+        tensor = self._find(name)
+        return dequantize(tensor.kind, self._raw(tensor), tensor.shape, dtype)
+
+    def read_int4(self, name: str) -> Int4Matrix | None:
+        """The matrix `name` by its own 4-bit blocks, nothing rounded again; None where it has none of that kind."""
+        tensor = self._find(name)
+        found = four_bit_blocks(tensor.kind, self._raw(tensor), tensor.shape) if len(tensor.shape) == 2 else None
+        return None if found is None else Int4Matrix(*found)
+
+    def _find(self, name: str) -> GgufTensor:
         tensor = self.tensors.get(name)
         if tensor is None:
             raise GgufError(f"the file has no tensor {name!r}, which its architecture needs; get a complete file")
-        raw = memoryview(self._data)[tensor.start : tensor.end]
-        return dequantize(tensor.kind, raw, tensor.shape, dtype)
+        return tensor
+
+    def _raw(self, tensor: GgufTensor) -> memoryview:
+        return memoryview(self._data)[tensor.start : tensor.end]
 
 
 def _read_lead(cursor: _Cursor) -> tuple[int, int]:

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_plane.weights.artifact import DTYPES
 from data_plane.weights.errors import ArtifactError, ModelError
 from data_plane.weights.gguf import GgufFile
 from data_plane.weights.gguf_tokenizer import read_tokenizer
 from data_plane.weights.layout import ModelConfig, parse_config
-from data_plane.weights.source_model import SourceModel, fuse
+from data_plane.weights.quantize import Int4Matrix, quantize_int4
+from data_plane.weights.source_model import DTYPES, SourceModel, fuse
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """Mistral's GGUFs say llama as well."""
@@ -45,9 +45,11 @@ def open_gguf_model(path: Path, dtype: str) -> SourceModel:
     return SourceModel(
         config,
         tokenizer.files,
-        reader.read,
+        lambda name: reader.read(name, DTYPES[dtype]),
         tokenizer.chat_template,
         licence[:200] if isinstance(licence, str) else None,
+        lambda name: reader.read(name, torch.float32),
+        reader.read_int4,
     )
 
 
@@ -58,8 +60,24 @@ class _TensorReader:
         self.gguf, self.config, self.permuted = gguf, config, permuted
         self.used: set[str] = {_ROPE_FACTORS}
 
-    def read(self, name: str) -> torch.Tensor:
-        return fuse(name, [self._part(source) for source in self.sources(name)])
+    def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        return fuse(name, [self._ordered(source, self.gguf.read(source, dtype)) for source in self.sources(name)])
+
+    def read_int4(self, name: str) -> Int4Matrix | None:
+        """The matrix of the artifact by the file's own 4-bit blocks: fusing and reordering move whole rows of them.
+
+        None where no part has such blocks; a part of another kind beside parts that have is quantized here.
+        """
+        found = {source: self.gguf.read_int4(source) for source in self.sources(name)}
+        if all(part is None for part in found.values()):
+            return None
+        parts = [part or quantize_int4(self.gguf.read(source, torch.float32)) for source, part in found.items()]
+        return Int4Matrix(
+            *(
+                fuse(name, [self._ordered(source, pick(part)) for source, part in zip(found, parts, strict=True)])
+                for pick in (lambda p: p.codes, lambda p: p.scale, lambda p: p.minimum)
+            )
+        )
 
     @staticmethod
     def sources(name: str) -> list[str]:
@@ -68,8 +86,8 @@ class _TensorReader:
         _, index, rest = name.split(".", 2)
         return [f"blk.{index}.{part}" for part in _LAYER[rest]]
 
-    def _part(self, source: str) -> torch.Tensor:
-        tensor = self.gguf.read(source, DTYPES[self.config.dtype])
+    def _ordered(self, source: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Anything that has a row for each row of `source`, in the artifact's order of rows."""
         if self.permuted and ".attn_q." in source:
             return restore_rotary_rows(tensor, self.config.num_heads)
         if self.permuted and ".attn_k." in source:

@@ -10,9 +10,9 @@ from typing import Any, cast
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from data_plane.weights.artifact import TokenizerFiles
 from data_plane.weights.errors import GgufError
 from data_plane.weights.gguf import Value
+from data_plane.weights.source_model import TokenizerFiles
 from data_plane.weights.tokenizer_files import guarded, tokenizer_config
 
 MAX_TOKENS = 1 << 20

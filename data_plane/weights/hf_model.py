@@ -12,14 +12,13 @@ from typing import Any, cast
 import torch
 from tokenizers import Tokenizer
 
-from data_plane.weights.artifact import DTYPES, TokenizerFiles
 from data_plane.weights.bounded_json import read_bounded, read_object, refuse_irregular
 from data_plane.weights.errors import ArtifactError, ModelError
 from data_plane.weights.hf_config import model_config
 from data_plane.weights.layout import ModelConfig
 from data_plane.weights.safetensors_file import map_tensors
 from data_plane.weights.safetensors_header import TensorSpan, read_header
-from data_plane.weights.source_model import SourceModel, fuse
+from data_plane.weights.source_model import DTYPES, SourceModel, TokenizerFiles, fuse
 from data_plane.weights.tokenizer_files import guarded, tokenizer_config
 
 INDEX = "model.safetensors.index.json"
@@ -85,7 +84,14 @@ def open_hf_model(folder: Path, dtype: str) -> SourceModel:
     )
     reader = _TensorReader(folder, spans, config)
     reader.refuse_unknown()
-    return SourceModel(config, files, reader.read, template, _card_licence(folder))
+    return SourceModel(
+        config,
+        files,
+        lambda name: reader.read(name).to(DTYPES[dtype]),
+        template,
+        _card_licence(folder),
+        lambda name: reader.read(name).float(),
+    )
 
 
 def source_files(folder: Path) -> list[Path]:
@@ -165,7 +171,7 @@ class _TensorReader:
             raise ModelError(f"the files lack the tensor {source}, which the config asks for; get a complete model")
         if place.span.dtype not in _FLOATS:
             raise ModelError(f"tensor {source} is {place.span.dtype}; float32, float16 and bfloat16 are served")
-        return map_tensors(self.folder / place.file, [place.span])[source].to(DTYPES[self.config.dtype])
+        return map_tensors(self.folder / place.file, [place.span])[source]
 
     def refuse_unknown(self) -> None:
         """A tensor nobody reads would be a model that silently computes something else."""

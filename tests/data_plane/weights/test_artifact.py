@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 from data_plane.weights.artifact import (
     Origin,
-    TokenizerFiles,
     open_artifact,
     write_artifact,
 )
@@ -25,6 +24,7 @@ from data_plane.weights.layout import ModelConfig, parse_config, tensor_layout
 from data_plane.weights.mapped import artifact_folder, open_mapped, verify_artifact
 from data_plane.weights.safetensors_file import map_tensors
 from data_plane.weights.safetensors_header import read_header
+from data_plane.weights.source_model import TokenizerFiles
 
 ROOT = Path(__file__).resolve().parents[3]
 ORIGIN = Origin("file:/nowhere/model.gguf", "0" * 64, 123, "Apache-2.0")
