@@ -33,7 +33,7 @@ struct EbbModel {
   const float* norm;      // float32 [hidden]
   EbbMatrix embed, lm_head;
   const EbbLayer* layer;
-  void* kv;  // [layers, num_blocks, kv_heads, 2, 16 * head_dim], 64-byte aligned; keys as [head_dim, 16], values as [16, head_dim]
+  void* kv;  // [layers, num_blocks, kv_heads, 2, 16 * head_dim], 64-byte aligned; see kernels.inc for both halves
 };
 
 // One sequence's share of a step.

@@ -217,8 +217,10 @@ void Decoder::rotate_and_store(const EbbStep& step, int index) {
         uint16_t* narrow = reinterpret_cast<uint16_t*>(to);
         uint16_t codes[512];
         backend_.narrow(key, dim, codes);
-        for (int d = 0; d < dim; ++d) narrow[d * kBlock + lane] = codes[d];
-        backend_.narrow(value, dim, narrow + kBlock * dim + lane * dim);
+        for (int d = 0; d < dim; ++d) narrow[d / 2 * 32 + lane * 2 + d % 2] = codes[d];
+        backend_.narrow(value, dim, codes);
+        uint16_t* pair = narrow + kBlock * dim + lane / 2 * 2 * dim + lane % 2;
+        for (int d = 0; d < dim; ++d) pair[2 * d] = codes[d];
       }
     }
   });
