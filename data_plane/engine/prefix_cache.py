@@ -58,7 +58,8 @@ class PrefixCache:
 
     def chain(self, prompt: Sequence[int], tenant: str, salt: str = "") -> Chain:
         """The chain of a request that begins with `prompt`. `salt` parts a tenant's own requests from each other."""
-        message = f"{len(tenant)}:{tenant}{salt}".encode()
+        # a name from a header may hold what is no text; whatever it is, it must have its own salt
+        message = f"{len(tenant)}:{tenant}{salt}".encode(errors="surrogatepass")
         return Chain(list(prompt), self._pool.block_size, hmac.digest(self._secret, message, "sha256"))
 
     def match(self, chain: Chain) -> list[int]:

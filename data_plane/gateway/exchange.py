@@ -12,7 +12,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from data_plane.wire.errors import ApiError, invalid
-from data_plane.wire.names import REQUEST_ID
+from data_plane.wire.names import REQUEST_ID, TENANT_HEADER
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
@@ -67,7 +67,7 @@ class Exchange:
 
     def upstream_headers(self) -> dict[str, str]:
         """All that a runner hears of the client's headers."""
-        headers = {**JSON_TYPE, "x-request-id": self.request_id}
+        headers = {**JSON_TYPE, "x-request-id": self.request_id, TENANT_HEADER: self.tenant}
         trace = self.request.headers.get("traceparent", "")
         if _TRACEPARENT.fullmatch(trace):
             headers["traceparent"] = trace

@@ -5,6 +5,7 @@ Knows nothing of HTTP beyond the header's text.
 
 import hmac
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -13,6 +14,13 @@ from data_plane.wire.errors import forbidden, unauthenticated
 from data_plane.wire.keys import KeyRecord, KeyRing, Scope, bearer
 
 log = structlog.get_logger()
+
+
+class Caller(NamedTuple):
+    """`id` is a key's, or `launch` for the launch's token; its holder speaks for any tenant, so `tenant` is None."""
+
+    id: str
+    tenant: str | None
 
 
 class Access:
@@ -24,21 +32,21 @@ class Access:
         self._seen: tuple[int, int] | None = None
         self._ring = KeyRing()
 
-    def check(self, header: str | None, scope: Scope | None, now: float) -> str:
-        """Who it is: `launch`, or the key's id; ApiError 401 or 403. A `scope` of None asks for the launch's token."""
+    def check(self, header: str | None, scope: Scope | None, now: float) -> Caller:
+        """Who it is; ApiError 401 or 403. A `scope` of None asks for the launch's token."""
         presented = bearer(header)
         if not presented.isascii():
             # a header may hold any bytes; no key does, and what cannot be encoded cannot be hashed
             raise unauthenticated()
         if presented and hmac.compare_digest(presented.encode(), self._token):
-            return "launch"
+            return Caller("launch", None)
         self._refresh()
         record = self._ring.find(presented, now)
         if record is None:
             raise unauthenticated()
         if scope is None or not record.allows(scope):
             raise forbidden(scope or "node")
-        return record.id
+        return Caller(record.id, record.tenant)
 
     def _refresh(self) -> None:
         if self._keys_path is None:

@@ -3,9 +3,10 @@
 import time
 
 from aiohttp import web
-from msgspec import UnsetType
+from msgspec import UNSET, UnsetType
 
 from data_plane.engine.outputs import TokenLogprobs
+from data_plane.runner.engine_loop import Origin
 from data_plane.runner.generation import Branch, Generation
 from data_plane.runner.note import NOTE
 from data_plane.runner.requests import room_for, sampling
@@ -40,9 +41,10 @@ async def chat_completions(http: web.Request, served: ServedModel) -> web.Stream
         Branch(prompt, params, _transcript(served, request))
         for params in sampling(request, served, max_tokens=limit, logprobs=logprobs)
     ]
-    generation = Generation(served.engine, served.metrics, http[NOTE].request_id, branches, started_at)
+    origin = Origin(http[NOTE].tenant, request.priority or 0, request.cache_salt or "")
+    generation = Generation(served.engine, served.metrics, http[NOTE].request_id, branches, started_at, origin)
     http[NOTE].generation = generation
-    shape = _ChatShape(f"chatcmpl-{http[NOTE].request_id}", served, with_logprobs=logprobs is not None)
+    shape = _ChatShape(f"chatcmpl-{http[NOTE].request_id}", served, request)
     return await respond(http, generation, shape, request, started_at)
 
 
@@ -52,12 +54,13 @@ def _transcript(served: ServedModel, request: ChatRequest) -> Transcript:
 
 
 class _ChatShape:
-    def __init__(self, answer_id: str, served: ServedModel, *, with_logprobs: bool) -> None:
+    def __init__(self, answer_id: str, served: ServedModel, request: ChatRequest) -> None:
         self._id = answer_id
         self._created = int(time.time())
         self._model = served.name
         self._tokenizer = served.tokenizer
-        self._with_logprobs = with_logprobs
+        self._with_logprobs = bool(request.logprobs)
+        self._with_ids = bool(request.return_token_ids)
 
     def opening(self, index: int, branch: Branch) -> list[ChatChunkChoice]:
         return [ChatChunkChoice(index, ChatDelta(role="assistant", content=""))]
@@ -65,8 +68,9 @@ class _ChatShape:
     def pieces(self, index: int, delta: Delta) -> list[ChatChunkChoice]:
         pieces: list[ChatChunkChoice] = []
         logprobs = self._logprobs(delta.entries)
-        if delta.text or (logprobs and logprobs.content):
-            pieces.append(ChatChunkChoice(index, ChatDelta(content=delta.text), logprobs))
+        ids = self._token_ids(delta)
+        if delta.text or ids or (logprobs and logprobs.content):
+            pieces.append(ChatChunkChoice(index, ChatDelta(content=delta.text), logprobs, token_ids=ids))
         if delta.finish_reason is not None:
             pieces.append(ChatChunkChoice(index, ChatDelta(), finish_reason=delta.finish_reason))
         return pieces
@@ -76,10 +80,19 @@ class _ChatShape:
 
     def whole(self, branches: list[Branch], deltas: list[Delta], usage: Usage) -> ChatCompletion:
         choices = [
-            ChatChoice(index, ChatMessage(delta.text), delta.finish_reason or "stop", self._logprobs(delta.entries))
+            ChatChoice(
+                index,
+                ChatMessage(delta.text),
+                delta.finish_reason or "stop",
+                self._logprobs(delta.entries),
+                self._token_ids(delta),
+            )
             for index, delta in enumerate(deltas)
         ]
         return ChatCompletion(self._id, self._created, self._model, choices, usage)
+
+    def _token_ids(self, delta: Delta) -> list[int] | UnsetType:
+        return [entry.token_id for entry in delta.entries] if self._with_ids else UNSET
 
     def _logprobs(self, entries: list[Entry]) -> ChatLogprobs | None:
         if not self._with_logprobs:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aiohttp import web
-from msgspec import UnsetType
+from msgspec import UNSET, UnsetType
 
 from data_plane.engine.outputs import TokenLogprobs
 from data_plane.runner.detokenizer import Detokenizer
+from data_plane.runner.engine_loop import Origin
 from data_plane.runner.generation import Branch, Generation
 from data_plane.runner.note import NOTE
 from data_plane.runner.requests import check_tokens, room_for, sampling
@@ -42,7 +43,8 @@ async def completions(http: web.Request, served: ServedModel) -> web.StreamRespo
         ):
             branches.append(Branch(prompt.tokens, params, _transcript(served, request, prompt)))
             echoed.append(prompt.echoed)
-    generation = Generation(served.engine, served.metrics, http[NOTE].request_id, branches, started_at)
+    origin = Origin(http[NOTE].tenant, request.priority or 0, request.cache_salt or "")
+    generation = Generation(served.engine, served.metrics, http[NOTE].request_id, branches, started_at, origin)
     http[NOTE].generation = generation
     shape = _CompletionShape(f"cmpl-{http[NOTE].request_id}", served, request, echoed)
     return await respond(http, generation, shape, request, started_at)
@@ -77,6 +79,7 @@ class _CompletionShape:
         self._model = served.name
         self._tokenizer = served.tokenizer
         self._with_logprobs = request.logprobs is not None
+        self._with_ids = bool(request.return_token_ids)
         self._echoes = bool(request.echo)
         self._echoed = echoed
 
@@ -86,7 +89,8 @@ class _CompletionShape:
         return [CompletionChoice(index, self._echoed[index], self._block(self._prompt_entries(branch)))]
 
     def pieces(self, index: int, delta: Delta) -> list[CompletionChoice]:
-        return [CompletionChoice(index, delta.text, self._block(delta.entries), delta.finish_reason)]
+        block = self._block(delta.entries)
+        return [CompletionChoice(index, delta.text, block, delta.finish_reason, self._token_ids(delta))]
 
     def chunk(self, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> Completion:
         return Completion(self._id, self._created, self._model, choices, usage)
@@ -96,8 +100,13 @@ class _CompletionShape:
         for index, (branch, delta) in enumerate(zip(branches, deltas, strict=True)):
             entries = [*self._prompt_entries(branch), *delta.entries] if self._echoes else delta.entries
             text = self._echoed[index] + delta.text
-            choices.append(CompletionChoice(index, text, self._block(entries), delta.finish_reason))
+            choices.append(
+                CompletionChoice(index, text, self._block(entries), delta.finish_reason, self._token_ids(delta))
+            )
         return Completion(self._id, self._created, self._model, choices, usage)
+
+    def _token_ids(self, delta: Delta) -> list[int] | UnsetType:
+        return [entry.token_id for entry in delta.entries] if self._with_ids else UNSET
 
     def _prompt_entries(self, branch: Branch) -> list[Entry]:
         if not self._with_logprobs:

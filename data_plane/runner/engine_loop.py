@@ -25,10 +25,20 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Whose request it is, how urgent (lower goes first), and what parts its cached prompt from the tenant's others."""
+
+    tenant: str = ""
+    priority: int = 0
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class _Add:
     request_id: str
     prompt: Sequence[int]
     params: SamplingParams
+    origin: Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +46,7 @@ class _Abort:
     request_id: str
 
 
+_ANYBODY = Origin()
 Sink = Callable[[Output | Refusal], None]
 
 
@@ -65,10 +76,12 @@ class EngineLoop:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    def submit(self, request_id: str, prompt: Sequence[int], params: SamplingParams, sink: Sink) -> None:
+    def submit(
+        self, request_id: str, prompt: Sequence[int], params: SamplingParams, sink: Sink, origin: Origin = _ANYBODY
+    ) -> None:
         """Queues a request. `sink` gets its outputs, on the event loop, until one has a finish reason, or a Refusal."""
         self._sinks[request_id] = sink
-        self._send(_Add(request_id, prompt, params))
+        self._send(_Add(request_id, prompt, params, origin))
 
     def abort(self, request_id: str) -> None:
         """Drops a request; its sink hears nothing more. One that has ended is left alone."""
@@ -121,7 +134,15 @@ class EngineLoop:
             self._engine.abort(message.request_id)
             return None
         try:
-            self._engine.add(message.request_id, message.prompt, message.params)
+            origin = message.origin
+            self._engine.add(
+                message.request_id,
+                message.prompt,
+                message.params,
+                tenant=origin.tenant,
+                priority=origin.priority,
+                cache_salt=origin.cache_salt,
+            )
         except ValueError as error:
             return Refusal(message.request_id, str(error))
         return None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from data_plane.engine.outputs import Output, TokenLogprobs
 from data_plane.engine.sampling import SamplingParams
-from data_plane.runner.engine_loop import EngineLoop, Refusal
+from data_plane.runner.engine_loop import EngineLoop, Origin, Refusal
 from data_plane.runner.metrics import Metrics
 from data_plane.runner.transcript import Transcript
 from data_plane.wire.errors import ApiError, invalid
@@ -34,11 +34,18 @@ class Generation:
     """Use it as a context: what has not ended when it is left is aborted."""
 
     def __init__(
-        self, engine: EngineLoop, metrics: Metrics, request_id: str, branches: list[Branch], arrived_at: float
+        self,
+        engine: EngineLoop,
+        metrics: Metrics,
+        request_id: str,
+        branches: list[Branch],
+        arrived_at: float,
+        origin: Origin,
     ) -> None:
         self.branches = branches
         self._engine = engine
         self._metrics = metrics
+        self._origin = origin
         # a client may send one id for several requests at once
         unique = f"{request_id}-{secrets.token_hex(4)}"
         self._ids = [f"{unique}/{index}" for index in range(len(branches))]
@@ -52,7 +59,7 @@ class Generation:
             def receive(output: Output | Refusal, index: int = index) -> None:
                 self._receive(index, output)
 
-            self._engine.submit(request_id, branch.prompt, branch.params, receive)
+            self._engine.submit(request_id, branch.prompt, branch.params, receive, self._origin)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -114,6 +121,9 @@ class Generation:
                 self._metrics.itl_s.observe(now - branch.last_at)
             branch.last_at = now
             self._metrics.generation_tokens.inc()
+            if output.start is not None:
+                self._metrics.queue_s.observe(output.start.queue_s)
+                self._metrics.prefill_s.observe(output.start.prefill_s)
         self._mail.append((index, output))
         self._has_mail.set()
 
@@ -124,8 +134,6 @@ class Generation:
         metrics.request_prompt.observe(len(branch.prompt))
         metrics.request_generation.observe(transcript.completion_tokens)
         metrics.prompt_tokens.inc(len(branch.prompt))
-        metrics.cache_queries.inc(len(branch.prompt))
-        metrics.cache_hits.inc(transcript.cached_tokens)
         if branch.first_at is not None and branch.last_at is not None:
             metrics.decode_s.observe(branch.last_at - branch.first_at)
 

@@ -12,19 +12,29 @@ _ITL_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.
 _REQUEST_S = [0.01 * 2**power for power in range(14)]
 
 
+_ENGINE_COUNTERS: list[tuple[str, str, Callable[[EngineStats], float]]] = [
+    ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", lambda now: now.prefix_cache_queries),
+    ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", lambda now: now.prefix_cache_hits),
+    ("num_preemptions", "Requests put back because the KV cache was full.", lambda now: now.preemptions),
+    ("spec_decode_num_drafts", "Times that tokens were guessed ahead.", lambda now: now.num_drafts),
+    ("spec_decode_num_draft_tokens", "Tokens guessed ahead.", lambda now: now.num_draft_tokens),
+    ("spec_decode_num_accepted_tokens", "Guessed tokens that were right.", lambda now: now.num_accepted_tokens),
+    ("engine_steps", "Steps of the engine.", lambda now: now.steps),
+    ("engine_host_seconds", "Time of the steps outside the model.", lambda now: now.host_s),
+    ("engine_executor_seconds", "Time of the steps inside the model.", lambda now: now.executor_s),
+]
+
+
 class Metrics:
     """Counts what the requests and the engine do. Times are seconds of one monotonic clock."""
 
     def __init__(self, model_name: str) -> None:
         self._registry = CollectorRegistry()
         self._model_name = model_name
-        self._preemptions_seen = 0
-        self._computed_seen = 0
+        self._seen: EngineStats | None = None
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of admitted requests.")
         self.generation_tokens = self._counter("generation_tokens", "Tokens made.")
-        self.cache_queries = self._counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.")
-        self.cache_hits = self._counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
-        self.preemptions = self._counter("num_preemptions", "Requests put back because the KV cache was full.")
+        self._counters = [(self._counter(name, text), read) for name, text, read in _ENGINE_COUNTERS]
         self._success = Counter(
             "vllm:request_success", "Ended requests.", ["model_name", "finished_reason"], registry=self._registry
         )
@@ -32,6 +42,10 @@ class Metrics:
         self.itl_s = self._histogram("inter_token_latency_seconds", "Between two tokens of a request.", _ITL_S)
         self.e2e_s = self._histogram("e2e_request_latency_seconds", "From arrival to the end.", _REQUEST_S)
         self.decode_s = self._histogram("request_decode_time_seconds", "From the first token to the last.", _REQUEST_S)
+        self.queue_s = self._histogram("request_queue_time_seconds", "From arrival to the first step.", _REQUEST_S)
+        self.prefill_s = self._histogram(
+            "request_prefill_time_seconds", "From the first step to the first token.", _REQUEST_S
+        )
         self.request_prompt = self._histogram("request_prompt_tokens", "Prompt tokens of a request.", _LENGTHS)
         self.request_generation = self._histogram("request_generation_tokens", "Tokens of an answer.", _LENGTHS)
         self.iteration_tokens = self._histogram("iteration_tokens_total", "Tokens computed in one step.", _LENGTHS)
@@ -61,11 +75,14 @@ class Metrics:
 
     def step(self, stats: EngineStats) -> None:
         """Takes in one step of the engine."""
-        self.preemptions.inc(stats.preemptions - self._preemptions_seen)
-        self._preemptions_seen = stats.preemptions
-        if stats.computed_tokens > self._computed_seen:
-            self.iteration_tokens.observe(stats.computed_tokens - self._computed_seen)
-            self._computed_seen = stats.computed_tokens
+        seen, self._seen = self._seen, stats
+        for counter, read in self._counters:
+            more = read(stats) - (read(seen) if seen else 0)
+            if more:
+                counter.inc(more)
+        computed = stats.computed_tokens - (seen.computed_tokens if seen else 0)
+        if computed:
+            self.iteration_tokens.observe(computed)
 
     def text(self) -> bytes:
         """The exposition in Prometheus' text format."""

@@ -126,7 +126,8 @@ async def _stream(
 
 def usage_of(generation: Generation) -> Usage:
     """Tokens so far. Choices of one prompt share it, so it counts once."""
-    prompts = {id(branch.prompt): branch for branch in generation.branches}
+    # the first of them is the one that had to compute what was not cached
+    prompts = {id(branch.prompt): branch for branch in reversed(generation.branches)}
     prompt_tokens = sum(len(branch.prompt) for branch in prompts.values())
     made = generation.completion_tokens
     cached = sum(branch.transcript.cached_tokens for branch in prompts.values())

@@ -20,7 +20,7 @@ from data_plane.runner.served import ServedModel
 from data_plane.runner.tokenize import detokenize, tokenize, tokenizer_info
 from data_plane.wire.errors import ApiError, not_found, unavailable
 from data_plane.wire.keys import Scope
-from data_plane.wire.names import REQUEST_ID
+from data_plane.wire.names import REQUEST_ID, TENANT_HEADER
 
 MAX_BODY_BYTES = 10_000_000
 
@@ -128,7 +128,10 @@ def _guard(service: Service) -> Middleware:
         rule = _RULES.get(path, "infer")
         if rule != "open":
             scope: Scope | None = None if rule == "launch" else rule
-            request[NOTE].key = service.access.check(request.headers.get("authorization"), scope, time.time())
+            caller = service.access.check(request.headers.get("authorization"), scope, time.time())
+            note = request[NOTE]
+            note.key = caller.id
+            note.tenant = request.headers.get(TENANT_HEADER, "") if caller.tenant is None else caller.tenant
         return await handler(request)
 
     return guard

@@ -92,6 +92,9 @@ class GenerationRequest(msgspec.Struct, kw_only=True, omit_defaults=True):
     min_tokens: TokensOrNone | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None
     skip_special_tokens: bool | None = None
+    priority: Annotated[int, Meta(ge=-(2**31), le=_INT32_MAX)] | None = None
+    """Lower goes first; 0 where the client does not say."""
+    return_token_ids: bool | None = None
     cache_salt: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}$")] | None = None
 
     @property

@@ -1,4 +1,7 @@
-"""The OpenAI answers Ebb gives: whole ones and the chunks of streams. Fields left UNSET are not written. No I/O."""
+"""The OpenAI answers Ebb gives: whole ones and the chunks of streams. Fields left UNSET are not written. No I/O.
+
+`token_ids` are the answer's tokens, where `return_token_ids` asks: appended to the prompt they let another go on.
+"""
 
 from typing import Literal
 
@@ -71,6 +74,7 @@ class ChatChoice(msgspec.Struct, frozen=True):
     message: ChatMessage
     finish_reason: FinishReason
     logprobs: ChatLogprobs | None = None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatCompletion(msgspec.Struct, frozen=True):
@@ -98,6 +102,7 @@ class ChatChunkChoice(msgspec.Struct, frozen=True):
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason | None = None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatChunk(msgspec.Struct, frozen=True):
@@ -118,6 +123,7 @@ class CompletionChoice(msgspec.Struct, frozen=True):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: FinishReason | None = None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class Completion(msgspec.Struct, frozen=True):

@@ -1,5 +1,7 @@
 """The engine by single cases: budgets, preemption, ends, failures, refusals."""
 
+from dataclasses import replace
+
 import pytest
 
 from data_plane.engine.batch import Batch, Sampled
@@ -13,7 +15,8 @@ from tests.fakes.executor import FakeExecutor, fake_token
 
 def config(**changes: int) -> EngineConfig:
     values = {"max_model_len": 64, "max_num_seqs": 4, "max_num_batched_tokens": 16, "block_size": 4, "num_blocks": 64}
-    return EngineConfig(**{**values, **changes}, eos_token_ids=frozenset({2}))
+    values |= changes
+    return replace(EngineConfig(max_model_len=64, eos_token_ids=frozenset({2})), **values)
 
 
 def run(engine: Engine) -> list[Output]:

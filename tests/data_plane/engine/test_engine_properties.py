@@ -53,6 +53,10 @@ def drain(engine: Engine, arrivals: list[Arrival]) -> dict[str, list[Output]]:
     return outputs
 
 
+def begin_alike(size: int, text: int, tail: list[int]) -> list[int]:
+    return [*TEXTS[text][:size], *tail]
+
+
 params_strategy = st.builds(
     SamplingParams,
     max_tokens=st.integers(0, 24),
@@ -67,7 +71,7 @@ arrival_strategy = st.builds(
     step=st.integers(0, 30),
     # few texts, so that many prompts begin alike
     prompt=st.builds(
-        lambda size, other, tail: [*TEXTS[other][:size], *tail],
+        begin_alike,
         st.integers(0, 24),
         st.integers(0, 1),
         st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=6),

@@ -1,6 +1,7 @@
 """The prefix cache: what is found, who finds it, what is never found, and answers that stay what they were."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -20,18 +21,22 @@ SECRET = b"secret"
 
 def engine_of(num_blocks: int = 64, *, cached: bool = True, **changes: int) -> Engine:
     config = EngineConfig(
-        max_model_len=128, max_num_seqs=4, max_num_batched_tokens=16, block_size=4, num_blocks=num_blocks,
-        enable_prefix_caching=cached, **changes,
-    )  # fmt: skip
+        max_model_len=128,
+        max_num_seqs=4,
+        max_num_batched_tokens=16,
+        block_size=4,
+        num_blocks=num_blocks,
+        enable_prefix_caching=cached,
+    )
     executor = MemoryExecutor(num_blocks, 4)
-    return Engine(config, executor, clock=executor.clock)
+    return Engine(replace(config, **changes), executor, clock=executor.clock)
 
 
 def ask(
     engine: Engine, name: str, prompt: Sequence[int], tenant: str = "", salt: str = "", **params: int
 ) -> list[Output]:
-    wanted = {"max_tokens": 6, "seed": 1, **params}
-    engine.add(name, prompt, SamplingParams(**wanted, ignore_eos=True), tenant=tenant, cache_salt=salt)  # type: ignore[arg-type]
+    wanted = replace(SamplingParams(max_tokens=6, seed=1, ignore_eos=True), **params)
+    engine.add(name, prompt, wanted, tenant=tenant, cache_salt=salt)
     outputs: list[Output] = []
     while engine.has_work:
         outputs += engine.step()

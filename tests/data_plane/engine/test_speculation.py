@@ -1,6 +1,7 @@
 """Guesses: where they come from, when they stop, and that they change how fast an answer comes and nothing else."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -90,7 +91,7 @@ def periodic(row: Row, position: int) -> int:
 def run(
     choose: Callable[[Row, int], int] | None = None, *, requests: int = 1, max_tokens: int = 60, **changes: int
 ) -> tuple[dict[str, list[int | None]], EngineStats]:
-    config = EngineConfig(max_model_len=200, max_num_seqs=32, num_blocks=500, block_size=4, **changes)
+    config = replace(EngineConfig(max_model_len=200, max_num_seqs=32, num_blocks=500, block_size=4), **changes)
     engine = Engine(config, FakeExecutor(choose=choose), clock=lambda: 0.0)
     for at in range(requests):
         engine.add(str(at), [1, 2], SamplingParams(max_tokens=max_tokens, seed=at, ignore_eos=True))

@@ -1,5 +1,7 @@
 """The order of the queue: priorities, tenants' shares, arrival, and the turn of the oldest."""
 
+from dataclasses import replace
+
 from data_plane.engine.config import EngineConfig
 from data_plane.engine.engine import Engine
 from data_plane.engine.sampling import SamplingParams
@@ -10,8 +12,8 @@ PARAMS = SamplingParams(max_tokens=4, seed=1, ignore_eos=True)
 
 
 def engine_of(seqs: int = 1, **changes: int) -> Engine:
-    config = EngineConfig(max_model_len=64, max_num_seqs=seqs, block_size=4, num_blocks=64, **changes)
-    return Engine(config, FakeExecutor(), clock=lambda: 0.0)
+    config = EngineConfig(max_model_len=64, max_num_seqs=seqs, block_size=4, num_blocks=64)
+    return Engine(replace(config, **changes), FakeExecutor(), clock=lambda: 0.0)
 
 
 def order(engine: Engine) -> list[str]:

@@ -73,14 +73,22 @@ async def test_headers_are_allowed_not_forwarded(world: World) -> None:
     runner.behaviour.response_headers = {"x-internal-node": "10.0.0.1", "Server-Timing": "a", "Set-Cookie": "a=b"}
     await world.live(runner)
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    sent = {"Cookie": "a=b", "X-Forwarded-For": "1.1.1.1", "X-Internal-Role": "admin", "x-request-id": "mine:1"}
+    sent = {
+        "x-ebb-tenant": "another",
+        "Cookie": "a=b",
+        "X-Forwarded-For": "1.1.1.1",
+        "X-Internal-Role": "admin",
+        "x-request-id": "mine:1",
+    }
     async with world.post(headers={**sent, "traceparent": trace}) as response:
         await response.read()
     upstream = {name.lower(): value for name, value in runner.seen[0].headers.items()}
     assert upstream["authorization"] == "Bearer launch-token"
     assert (upstream["x-request-id"], upstream["traceparent"]) == ("mine:1", trace)
+    assert upstream["x-ebb-tenant"] == "default", "the key's, whatever the client says"
     assert set(upstream) <= {
-        "host", "accept", "content-type", "content-length", "authorization", "x-request-id", "traceparent"
+        "host", "accept", "content-type", "content-length", "authorization", "x-request-id", "traceparent",
+        "x-ebb-tenant",
     }  # fmt: skip
     assert world.key not in str(upstream)
     assert response.headers["x-request-id"] == "mine:1"

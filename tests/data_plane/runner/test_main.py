@@ -98,6 +98,43 @@ def test_a_whole_life(tmp_path: Path, smollm2_artifact: Path) -> None:
         child.kill()
 
 
+def test_a_fresh_process_goes_on_where_another_stopped(tmp_path: Path, smollm2_artifact: Path) -> None:
+    """Given the prompt, the tokens so far and the seed it says bit for bit what the first one would have said."""
+    prompt = list(range(300, 340)) * 2
+    greedy = {"prompt": prompt, "temperature": 0}
+    random = {"prompt": prompt, "temperature": 1.0, "top_p": 0.95, "seed": 11}
+    names = ["one", "two"]
+    answers: list[list[list[int]]] = []
+    for name in names:
+        folder = tmp_path / name
+        folder.mkdir()
+        child = _start(folder, smollm2_artifact)
+        try:
+            status = _wait(folder, lambda now: now.phase in ("ready", "failed"))
+            assert status.phase == "ready" and status.url
+
+            def ask(body: dict[str, object], url: str = status.url) -> list[int]:
+                answer = httpx.post(
+                    f"{url}/v1/completions",
+                    json=body | {"return_token_ids": True, "ignore_eos": True},
+                    headers={"Authorization": "Bearer secret"},
+                    timeout=60,
+                )
+                return answer.json()["choices"][0]["token_ids"]
+
+            if not answers:
+                answers.append([ask(body | {"max_tokens": 40}) for body in (greedy, random)])
+            else:
+                so_far = answers[0]
+                for body, whole in zip((greedy, random), so_far, strict=True):
+                    for cut in (1, 16, 27):
+                        rest = ask(body | {"prompt": prompt + whole[:cut], "max_tokens": 40 - cut})
+                        assert rest == whole[cut:], f"after {cut} tokens of {body}"
+        finally:
+            child.kill()
+            child.wait()
+
+
 @pytest.mark.parametrize(
     ("error", "fatal"),
     [

@@ -46,7 +46,12 @@ async def test_chat_stream_says_the_same(client: openai.AsyncOpenAI, wants_usage
         finishes += [chunk.choices[0].finish_reason] if chunk.choices[0].finish_reason else []
     assert text == whole.choices[0].message.content
     assert finishes == ["length"] and roles == ["assistant"] and len(ids) == 1
-    assert [usage == whole.usage for usage in usages] == ([True] if wants_usage else [])
+    assert whole.usage is not None and len(usages) == wants_usage
+    for usage in usages:
+        assert usage is not None and usage.prompt_tokens_details is not None
+        # the first request left its prompt's first block in the cache
+        assert usage.prompt_tokens_details.cached_tokens == 16
+        assert usage.total_tokens == whole.usage.total_tokens == usage.prompt_tokens + 60
 
 
 async def test_continuous_usage(client: openai.AsyncOpenAI) -> None:

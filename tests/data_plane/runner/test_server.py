@@ -11,7 +11,7 @@ import pytest
 
 from data_plane.runner.access import Access
 from data_plane.wire.keys import KeyRecord, Scope, new_key
-from tests.fakes.served import TOKEN, Fake, events_of, fake_runner, until
+from tests.fakes.served import SCRIPT, TOKEN, Fake, events_of, fake_runner, until
 
 ROUTES = [
     ("GET", "/v1/models"),
@@ -172,6 +172,14 @@ async def test_metrics_and_state(fake: Fake) -> None:
         "kv_cache_usage_perc",
         "prompt_tokens_total",
         "num_preemptions_total",
+        "prefix_cache_queries_total",
+        "prefix_cache_hits_total",
+        "spec_decode_num_draft_tokens_total",
+        "spec_decode_num_accepted_tokens_total",
+        "request_queue_time_seconds_bucket",
+        "request_prefill_time_seconds_bucket",
+        "engine_host_seconds_total",
+        "engine_executor_seconds_total",
         "time_to_first_token_seconds_bucket",
         "inter_token_latency_seconds_bucket",
         "e2e_request_latency_seconds_bucket",
@@ -181,9 +189,76 @@ async def test_metrics_and_state(fake: Fake) -> None:
         "cache_config_info",
     ]:
         assert f"vllm:{stem}{{" in text
+    assert 'vllm:request_queue_time_seconds_count{model_name="fake"} 1.0' in text
     state = json.loads((await _ask(fake, "GET", "/state"))[2])
     assert state["running"] == 0 and state["idle_for_s"] >= 0 and state["draining"] is False
     await until(lambda: fake.model.engine.stats.kv_usage == 0)
+
+
+async def test_cached_prompts_are_told_and_kept_apart_by_tenant_and_salt(tmp_path: Path) -> None:
+    keys = {tenant: new_key() for tenant in ("one", "two")}
+    records = [
+        KeyRecord(f"k-{tenant}", tenant, prefix, digest, ("infer",)) for tenant, (_, prefix, digest) in keys.items()
+    ]
+    path = tmp_path / "keys.json"
+    path.write_bytes(msgspec.json.encode(records))
+    prompt = list(range(40, 90))
+    async with fake_runner(access=Access(TOKEN, path)) as fake:
+
+        async def cached(headers: dict[str, str], **more: object) -> int:
+            body = {"prompt": prompt, "max_tokens": 3, **more}
+            status, _, answer = await _ask(fake, "POST", "/v1/completions", json=body, headers=headers)
+            assert status == 200
+            return json.loads(answer)["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+        one, two = ({"Authorization": f"Bearer {keys[tenant][0]}"} for tenant in ("one", "two"))
+        assert await cached(one) == 0
+        assert await cached(one) == 48
+        assert await cached(two) == 0
+        assert await cached(two | {"x-ebb-tenant": "one"}, cache_salt="a") == 0
+        assert await cached(two | {"x-ebb-tenant": "one"}) == 48, "its own, whatever the header says"
+        assert await cached(one, cache_salt="a") == 0
+        assert await cached(fake.headers | {"x-ebb-tenant": "one"}) == 48
+        assert await cached(fake.headers | {"x-ebb-tenant": "three"}) == 0
+        assert await cached(fake.headers | {"x-ebb-tenant": "\u00fc\udcff"}) == 0
+        text = (await _ask(fake, "GET", "/metrics"))[2].decode()
+        assert 'vllm:prefix_cache_hits_total{model_name="fake"} 144.0' in text
+        assert 'vllm:prefix_cache_queries_total{model_name="fake"} 450.0' in text
+
+
+async def test_choices_of_one_prompt_count_what_the_first_found(fake: Fake) -> None:
+    body = {"prompt": list(range(40, 90)), "max_tokens": 2, "n": 4}
+    usages = [json.loads((await _ask(fake, "POST", "/v1/completions", json=body))[2])["usage"] for _ in range(2)]
+    assert [usage["prompt_tokens_details"]["cached_tokens"] for usage in usages] == [0, 48]
+    assert [usage["prompt_tokens"] for usage in usages] == [50, 50]
+
+
+async def test_priority_goes_to_the_engine_and_is_checked(fake: Fake) -> None:
+    async with aiohttp.ClientSession(headers=fake.headers) as session:
+        fake.executor.step_delay_s = 0.05
+        body = {"prompt": "x", "max_tokens": 40, "stream": True, "priority": -7}
+        async with session.post(f"{fake.url}/v1/completions", json=body) as response:
+            assert response.status == 200
+            await response.content.readany()
+            assert [request.rank[0] for request in fake.engine.scheduler.requests.values()] == [-7]
+    assert (await _ask(fake, "POST", "/v1/completions", data=b'{"prompt":"x","priority":"high"}'))[0] == 400
+    assert (await _ask(fake, "POST", "/v1/completions", data=b'{"prompt":"x","priority":4294967296}'))[0] == 400
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_token_ids_are_given_where_asked(fake: Fake, path: str, stream: bool) -> None:
+    text = {"prompt": "x"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "x"}]}
+    body = text | {"max_tokens": 9, "temperature": 0, "stream": stream}
+
+    async def choices(**more: object) -> list[dict[str, Any]]:
+        raw = (await _ask(fake, "POST", path, json=body | more))[2].decode()
+        answers: list[Any] = [e for e in events_of(raw) if isinstance(e, dict)] if stream else [json.loads(raw)]
+        return [choice for answer in answers for choice in answer["choices"]]
+
+    ids = [token for choice in await choices(return_token_ids=True) for token in choice.get("token_ids", [])]
+    assert ids == fake.model.tokenizer.encode(SCRIPT)[:9]
+    assert not any("token_ids" in choice for choice in await choices())
 
 
 async def test_draining_refuses_new_requests(fake: Fake) -> None:
