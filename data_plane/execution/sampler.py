@@ -21,6 +21,7 @@ from data_plane.execution.penalties import adjust
 TOP_WIDTH = 256
 """Tokens looked at first for `top_p`; a row whose share they do not reach is sorted whole (~10 times the cost)."""
 
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The token of one row, or why there is none."""
