@@ -55,7 +55,9 @@ class _Builder:
             start = first + row.num_skipped_targets
             count = row.params.prompt_logprobs or 0
             self.logit_tokens.extend(range(start, start + len(row.prompt_targets)))
-            self.choices.extend((0.0, 1.0, 0.0, 1.0, 0, count, 0.0, target, 0, 0, 0, 0) for target in row.prompt_targets)
+            self.choices.extend(
+                (0.0, 1.0, 0.0, 1.0, 0, count, 0.0, target, 0, 0, 0, 0) for target in row.prompt_targets
+            )
         if row.wants_token:
             last = first + len(row.tokens)
             self.logit_tokens.extend(range(last - 1 - row.num_drafts, last))

@@ -1,5 +1,6 @@
 """A GGUF of the Llama family read as a source model. Knows GGUF's names; knows nothing of the artifact's bytes."""
 
+from collections.abc import Iterable
 from math import pi
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,14 @@ class _TensorReader:
         if all(part is None for part in found.values()):
             return None
         parts = [part or quantize_int4(self.gguf.read(source, torch.float32)) for source, part in found.items()]
+
+        def fused(pieces: Iterable[torch.Tensor]) -> torch.Tensor:
+            return fuse(name, [self._ordered(source, piece) for source, piece in zip(found, pieces, strict=True)])
+
         return Int4Matrix(
-            *(
-                fuse(name, [self._ordered(source, pick(part)) for source, part in zip(found, parts, strict=True)])
-                for pick in (lambda p: p.codes, lambda p: p.scale, lambda p: p.minimum)
-            )
+            fused(part.codes for part in parts),
+            fused(part.scale for part in parts),
+            fused(part.minimum for part in parts),
         )
 
     @staticmethod

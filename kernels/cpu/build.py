@@ -30,7 +30,8 @@ def build(folder: Path = HERE) -> Path | None:
         sources = sorted((HERE / "csrc").glob("*.cpp"))
         objects = [Path(scratch) / f"{source.stem}.o" for source in sources]
         commands = [
-            [compiler, *FLAGS, "-c", str(source), "-o", str(made)] for source, made in zip(sources, objects, strict=True)
+            [compiler, *FLAGS, "-c", str(source), "-o", str(made)]
+            for source, made in zip(sources, objects, strict=True)
         ]
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             failures = [output for output in pool.map(_run, commands) if output]

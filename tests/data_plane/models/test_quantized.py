@@ -11,10 +11,13 @@ from data_plane.weights.encode import quantized_contents
 from data_plane.weights.errors import ArtifactError
 from data_plane.weights.layout import ModelConfig, tensor_layout
 from data_plane.weights.source_model import SourceModel, TokenizerFiles
+from kernels import ops, reference
 from kernels.ops import Segment
 from tests.data_plane.models.tiny import FAMILIES, Tiny, make_tiny
 
 CPU = torch.device("cpu")
+MOST_ERROR = 0.15
+"""Relative. 0.03 to 0.1 are seen: weights this wild enlarge every rounding. A tensor in a wrong place gives about 1."""
 WIDE = {"hidden_size": 96, "intermediate_size": 160, "head_dim": 16}
 """int4 needs columns in groups of 32."""
 
@@ -59,7 +62,21 @@ def test_close_to_its_own_values(family: str, quantization: str, vocabulary: str
     values = {name: placing.plain_values(tensors, name, shape).float() for name, shape in layout.items()}
     exact = logits(replace(config, quantization="none"), values)
     got = logits(config, placing.place(config, tensors, CPU, torch.float32))
-    assert 0 < error(got, exact) < 0.03
+    assert 0 < error(got, exact) < MOST_ERROR
+
+
+@pytest.mark.usefixtures("wide")
+@pytest.mark.parametrize(("quantization", "vocabulary"), [("int8", ""), ("int4", "int8")])
+def test_the_products_are_those_of_the_twins(
+    quantization: str, vocabulary: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, tensors = quantized(make_tiny("qwen2"), quantization, vocabulary)
+    placed = placing.place(config, tensors, CPU, torch.float32)
+    got = logits(config, placed)
+    for name in ("int8_linear", "int4_linear"):
+        monkeypatch.setattr(ops, name, getattr(reference, name))
+    # a last bit may tip an activation to the next whole number, now and then
+    assert error(got, logits(config, placed)) < 0.01
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
@@ -67,7 +84,7 @@ def test_int8_of_odd_sizes(family: str) -> None:
     tiny = make_tiny(family)
     config, tensors = quantized(tiny, "int8")
     got = logits(config, placing.place(config, tensors, CPU, torch.float32))
-    assert error(got, logits(tiny.config, tiny.tensors)) < 0.05
+    assert error(got, logits(tiny.config, tiny.tensors)) < MOST_ERROR
 
 
 def test_fp8_is_for_gpus() -> None:

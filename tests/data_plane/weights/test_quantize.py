@@ -197,7 +197,11 @@ def test_int4_needs_whole_groups() -> None:
 
 def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     model = random_model()
-    broken = replace(model, read_exact=lambda name: model.read_exact(name) * torch.inf)
+
+    def overflowing(name: str) -> torch.Tensor:
+        return model.read_exact(name) * torch.inf
+
+    broken = replace(model, read_exact=overflowing)
     with pytest.raises(ModelError, match=r"embed.weight holds values that are not numbers"):
         write(tmp_path, broken, "int8")
 
