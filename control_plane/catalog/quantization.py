@@ -27,12 +27,13 @@ RUNS_ON: Mapping[str, tuple[DeviceKind, ...]] = {
 """By stored name. The tiles of int8 and int4 are laid out for CPUs, and only GPUs multiply fp8."""
 MOST_PERPLEXITY_RATIO: Mapping[str, float] = {"int8": 1.02, "int4": 1.06, "fp8": 1.02}
 """`auto` passes over an artifact that is worse: it exists because somebody forced it, and is theirs to name."""
-_RATE = "_tps"
+SCORE = "score"
+"""Of an artifact's measured speeds the one to compare by: their weighted mean, tokens per second."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
-    """One artifact, as far as choosing goes. `speed`: tokens per second by case, the keys ending in `_tps`."""
+    """One artifact, as far as choosing goes."""
 
     quantization: str
     digest: str
@@ -86,18 +87,9 @@ def _is_good(candidate: Candidate) -> bool:
 
 
 def _fastest(candidates: Sequence[Candidate]) -> Candidate | None:
-    """By the geometric mean over the cases that all of the measured ones have in common."""
-    measured = [each for each in candidates if any(_is_rate(name, value) for name, value in each.speed.items())]
-    if not measured:
-        return None
-    common = set[str].intersection(*({n for n, v in each.speed.items() if _is_rate(n, v)} for each in measured))
-    if not common:
-        return None
-    return max(measured, key=lambda each: sum(math.log(each.speed[name]) for name in common))
-
-
-def _is_rate(name: str, value: float) -> bool:
-    return name.endswith(_RATE) and 0 < value < math.inf
+    scores = {each: each.speed.get(SCORE, 0.0) for each in candidates}
+    measured = [each for each in candidates if 0 < scores[each] < math.inf]
+    return max(measured, key=lambda each: (scores[each], each.quantization), default=None)
 
 
 def _first(candidates: Sequence[Candidate]) -> Candidate | None:

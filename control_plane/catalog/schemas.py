@@ -34,8 +34,8 @@ class NewArtifact(msgspec.Struct, forbid_unknown_fields=True):
 
 class Artifact(msgspec.Struct, frozen=True):
     """A model's weights in one quantization. `quality` (against the unquantized weights: perplexity_ratio, mean_kl,
-    greedy_agreement, perplexity, reference_perplexity) and `speed` (tokens per second by case) are null where they
-    were not measured."""
+    greedy_agreement, perplexity, reference_perplexity) and `speed` (tokens per second by case, and their `score`, by
+    which auto chooses) are null where they were not measured."""
 
     quant: str
     digest: str

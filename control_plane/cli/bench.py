@@ -1,24 +1,40 @@
-"""`ebb bench`: measures an endpoint, ours or any other that speaks OpenAI's API."""
+"""`ebb bench`: measures an endpoint, ours or any other that speaks OpenAI's API, or the engine alone without HTTP."""
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from control_plane.cli.options import DEFAULT_HOME, HomeOption, Output, OutputOption, examples_of, open_home
+from control_plane.catalog.quantization import AUTO, Candidate, choose, stored_name
+from control_plane.cli.client import Api, Json, segment
+from control_plane.cli.errors import CliError
+from control_plane.cli.options import (
+    DEFAULT_HOME,
+    HomeOption,
+    Output,
+    OutputOption,
+    QuantOption,
+    examples_of,
+    open_home,
+)
 from control_plane.cli.output import print_json, print_table, stderr
 
 if TYPE_CHECKING:
     from control_plane.cli.load import Case
 
-app = typer.Typer(help="Measure endpoints.", no_args_is_help=True)
+MEASURE = (sys.executable, "-m", "data_plane.bench", "engine")
+"""The program that measures the engine: it loads torch, and this one does not."""
+
+app = typer.Typer(help="Measure endpoints, and the engine without them.", no_args_is_help=True)
 
 
 @app.callback()
 def group() -> None:
-    """Measure endpoints."""
+    """Measure endpoints, and the engine without them."""
 
 
 @app.command(epilog=examples_of("ebb bench load --url http://127.0.0.1:7071/e/chat/v1 --key KEY --concurrency 1,8,32"))
@@ -44,7 +60,8 @@ def load(
     """
     from control_plane.cli.load import LoadPlan, run_plan  # aiohttp: only who measures pays for it
 
-    plan = LoadPlan(url, key or _own_key(home, url), model, _numbers(concurrency), prompt_tokens, new_tokens, requests)
+    streams = _numbers(concurrency, 4096, "concurrencies")
+    plan = LoadPlan(url, key or _own_key(home, url), model, streams, prompt_tokens, new_tokens, requests)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=stderr(), transient=True) as bars:
         task = bars.add_task("calibrating the prompt", total=None)
@@ -58,20 +75,86 @@ def load(
     _print(cases)
 
 
+@app.command(
+    epilog=examples_of(
+        "ebb bench engine --model smollm2 --quant int8 --concurrency 1,8,32 --prompt-tokens 128,512,2048 -o json",
+        "ebb bench engine --artifact ./artifacts/sha256-… --threads 2 --repeats 5",
+    )
+)
+def engine(
+    model: Annotated[str | None, typer.Option("--model", "-m", help="A model of the catalog.")] = None,
+    quant: QuantOption = AUTO,
+    artifact: Annotated[
+        Path | None, typer.Option("--artifact", metavar="DIR", help="An artifact's folder; no platform needs to run.")
+    ] = None,
+    concurrency: Annotated[str, typer.Option("--concurrency", help="Streams at once, one case each.")] = "1,8,32",
+    prompt_tokens: Annotated[str, typer.Option("--prompt-tokens", help="Tokens of each prompt.")] = "128,512,2048",
+    new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Tokens of each answer.")] = 128,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="By default as many as there are cores.")] = (
+        None
+    ),
+    repeats: Annotated[int | None, typer.Option("--repeats", min=1, help="How often each case is measured.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+    output: OutputOption = Output.table,
+) -> None:
+    """Measure the engine in a process of its own, without HTTP, beside this machine's bounds.
+
+    What the measuring process prints is printed, and its exit code is this command's.
+    """
+    if (model is None) == (artifact is None):
+        raise typer.BadParameter("Say what to measure: either --model NAME or --artifact DIR.")
+    arguments = ["--concurrency", _joined(concurrency, 4096, "concurrencies")]
+    arguments += ["--prompt-tokens", _joined(prompt_tokens, 16_777_216, "prompt lengths")]
+    arguments += ["--new-tokens", str(new_tokens)]
+    arguments += [] if threads is None else ["--threads", str(threads)]
+    arguments += [] if repeats is None else ["--repeats", str(repeats)]
+    arguments += ["-o", "json"] if output is Output.json else []
+    folder = artifact.expanduser().absolute() if artifact is not None else _artifact_of(home, str(model), quant)
+    if not folder.is_dir():
+        raise CliError(f"There is no artifact at {folder} on this machine. 'ebb models show NAME' tells the digests.")
+    code = subprocess.run([*MEASURE, "--artifact", str(folder), *arguments], check=False).returncode
+    raise typer.Exit(code if code >= 0 else 128 - code)
+
+
+def _artifact_of(home: Path, name: str, quant: str) -> Path:
+    """The folder of a model's artifact: the one that is named, or the one that a CPU would be given."""
+    with Api.open(home) as api:
+        model = api.get(f"/models/{segment(name)}")
+    found: list[Json] = model["artifacts"]
+    if quant == AUTO:
+        candidates = [
+            Candidate(stored_name(each["quant"]), each["digest"], each["quality"] or {}, each["speed"] or {})
+            for each in found
+        ]
+        chosen = choose(candidates, ("cpu", "cuda"))
+        digest = None if chosen is None else chosen.digest
+    else:
+        digest = next((str(each["digest"]) for each in found if each["quant"] == quant), None)
+    if digest is None:
+        has = ", ".join(str(each["quant"]) for each in found) or "none"
+        step = f"Make it with 'ebb models quantize {name} --quant {quant} --wait'." if quant != AUTO else ""
+        raise CliError(f"Model '{name}' ({model['status']}) has no {quant} artifact (it has: {has}). {step}".strip())
+    return open_home(home).root / "artifacts" / digest.replace(":", "-")
+
+
 def _own_key(home: Path, url: str) -> str:
     """The home's key where `url` is its gateway's; nobody else is sent it."""
     known = open_home(home).read_credentials()
     return known["key"] if known and url.startswith(known["gateway"] + "/") else ""
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _numbers(text: str, most: int, what: str) -> tuple[int, ...]:
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
         numbers = ()
-    if not numbers or not all(0 < number <= 4096 for number in numbers):
-        raise typer.BadParameter(f"'{text}' is no list of concurrencies. Write numbers from 1 to 4096, such as 1,8,32.")
+    if not numbers or not all(0 < number <= most for number in numbers):
+        raise typer.BadParameter(f"'{text}' is no list of {what}. Write numbers from 1 to {most}, such as 1,8,32.")
     return numbers
+
+
+def _joined(text: str, most: int, what: str) -> str:
+    return ",".join(str(number) for number in _numbers(text, most, what))
 
 
 def _print(cases: "list[Case]") -> None:

@@ -1,7 +1,5 @@
 """Whether an artifact's files still are what its digest says. Read once, and again only where a file has changed since.
-
-It repeats the rule by which data_plane.weights names artifacts, rather than importing it: an agent knows no tensors.
-"""
+Knows nothing of what is in them."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -10,8 +8,9 @@ from pathlib import Path
 import msgspec
 
 from data_plane.node.records import write_private
+from data_plane.weights.mapped import CONFIG, TENSORS, TOKENIZER, TOKENIZER_CONFIG, combine_digests
 
-FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+FILES = (CONFIG, TENSORS, TOKENIZER, TOKENIZER_CONFIG)
 """All that the digest covers; the manifest beside them only tells where they came from."""
 CHUNK_BYTES = 4 << 20
 Stamp = tuple[tuple[int, int, int], ...]
@@ -35,8 +34,7 @@ def _goes_on() -> bool:
 def digest(folder: Path, is_called_off: Callable[[], bool] = _goes_on) -> str:
     """`sha256:…` over all files, read anew (about 1 s a GB). Raises OSError and GivenUp."""
     found = {name: _file_digest(folder / name, is_called_off) for name in FILES}
-    lines = "".join(f"{name} {found[name]}\n" for name in sorted(found))
-    return "sha256:" + hashlib.sha256(lines.encode()).hexdigest()
+    return combine_digests(found)
 
 
 def _file_digest(path: Path, is_called_off: Callable[[], bool]) -> str:

@@ -23,7 +23,7 @@ BAD = [
 
 
 async def test_bad_bodies(client: Client) -> None:
-    for path in ("/api/v1/models", "/api/v1/keys", "/api/v1/endpoints"):
+    for path in ("/api/v1/models", "/api/v1/models/tiny/artifacts", "/api/v1/keys", "/api/v1/endpoints"):
         for body in BAD:
             answer = await client.post(path, content=body, headers={"content-type": "application/json"})
             assert answer.status_code == 400, (path, body[:50], answer.text)
@@ -95,7 +95,7 @@ async def test_a_database_that_is_away_is_503_and_healthz_stays(tmp_path: Any, k
 def _json(depth: int = 3) -> strategies.SearchStrategy[Any]:
     leaves = strategies.none() | strategies.booleans() | strategies.integers() | strategies.floats() | strategies.text()
     return strategies.recursive(leaves, lambda inner: strategies.lists(inner) | strategies.dictionaries(
-        strategies.sampled_from(["name", "source", "scopes", "model", "min", "max", "idle_s", "expires_in_s"])
+        strategies.sampled_from(["name", "source", "scopes", "model", "min", "max", "idle_s", "expires_in_s", "quant"])
         | strategies.text(), inner), max_leaves=8)  # fmt: skip
 
 

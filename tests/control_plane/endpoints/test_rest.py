@@ -109,8 +109,8 @@ async def test_a_revision_pins_the_artifact_that_was_asked_for(
 async def test_auto_is_the_fastest_artifact(stocked: Client, database: Database, tenant_id: UUID) -> None:
     async with database.transaction() as session:
         model = await ready_model(session, tenant_id, "tiny")
-        await add_artifact(session, model, "int8", speed={"decode_8_tps": 500.0}, quality={"perplexity_ratio": 1.01})
-        await add_artifact(session, model, "int4", speed={"decode_8_tps": 900.0}, quality={"perplexity_ratio": 1.2})
+        await add_artifact(session, model, "int8", speed={"score": 500.0}, quality={"perplexity_ratio": 1.01})
+        await add_artifact(session, model, "int4", speed={"score": 900.0}, quality={"perplexity_ratio": 1.2})
     assert (await _deploy(stocked))["quant"] == "int8", "int4 was forced past the gate: only who names it gets it"
     assert (await _deploy(stocked, quant="int4"))["quant"] == "int4"
     on_gpu = await _deploy(stocked, "gpu", device="cuda")
