@@ -2,7 +2,9 @@
 #include "backend.h"
 
 #if defined(__x86_64__)
+#ifndef EBB_EMULATED
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+#endif
 #include <algorithm>
 #include <cmath>
 #include <cstring>
