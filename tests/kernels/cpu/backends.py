@@ -1,10 +1,12 @@
 """The native decoder's instruction sets for tests: the processor's own, or else run by an emulation of theirs."""
 
 import ctypes
+import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +31,7 @@ class Backends:
         self._emulated: ctypes.CDLL | None = None
 
     @contextmanager
-    def using(self, name: str) -> Iterator[str]:
+    def using(self, name: str) -> Generator[str]:
         """`kernels.cpu` has the instruction set `name` inside. Skips the test where neither way is open."""
         if self._own is None:
             pytest.skip("the native library is not built")
@@ -46,22 +48,30 @@ class Backends:
 
 
 def _build(folder: Path) -> Path:
+    """Under a name that tells what it was built from, so that it is built once."""
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if compiler is None:
         pytest.skip("there is no C++ compiler to build the emulation")
-    (folder / "backend_avx2.cpp").write_text(NO_AVX2)
-    sources = [each for each in sorted(SOURCES.glob("*.cpp")) if each.stem != "backend_avx2"]
     # quick to compile rather than quick
     flags = ["-O1" if flag == "-O3" else flag for flag in build.FLAGS]
-
-    def compiled(source: Path) -> str:
-        forced = ["-include", str(EMULATION)] if source.stem in EMULATED else []
-        target = str(folder / f"{source.stem}.o")
-        subprocess.run([compiler, *flags, *forced, "-c", str(source), "-o", target], check=True)
+    read = [*sorted(SOURCES.iterdir()), EMULATION]
+    digest = hashlib.sha256(repr([compiler, *flags, *[each.read_bytes() for each in read]]).encode()).hexdigest()
+    target = folder / f"{digest[:16]}.so"
+    if target.exists():
         return target
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "backend_avx2.cpp").write_text(NO_AVX2)
+        sources = [each for each in sorted(SOURCES.glob("*.cpp")) if each.stem != "backend_avx2"]
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        objects = list(pool.map(compiled, [folder / "backend_avx2.cpp", *sources]))
-    target = folder / "libebb-emulated.so"
-    subprocess.run([compiler, "-shared", "-pthread", *objects, "-o", str(target)], check=True)
+        def compiled(source: Path) -> str:
+            forced = ["-include", str(EMULATION)] if source.stem in EMULATED else []
+            made = str(Path(scratch) / f"{source.stem}.o")
+            subprocess.run([compiler, *flags, *forced, "-c", str(source), "-o", made], check=True)
+            return made
+
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            objects = list(pool.map(compiled, [Path(scratch) / "backend_avx2.cpp", *sources]))
+        staged = folder / f"{digest[:16]}.{os.getpid()}"
+        subprocess.run([compiler, "-shared", "-pthread", *objects, "-o", str(staged)], check=True)
+        staged.replace(target)
     return target

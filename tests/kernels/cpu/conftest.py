@@ -4,8 +4,9 @@ from tests.kernels.cpu.backends import NAMES, Backends
 
 
 @pytest.fixture(scope="session")
-def backends(tmp_path_factory: pytest.TempPathFactory) -> Backends:
-    return Backends(tmp_path_factory.mktemp("emulated"))
+def backends(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Backends:
+    cache = getattr(pytestconfig, "cache", None)
+    return Backends(cache.mkdir("emulated") if cache is not None else tmp_path_factory.mktemp("emulated"))
 
 
 @pytest.fixture(params=NAMES)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -61,19 +62,25 @@ class Model:
     def twin(self, tokens: Sequence[int]) -> Logits:
         """[tokens, vocabulary] by the torch path, in float32."""
         count = len(tokens)
-        plain = {name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor for name, tensor in self.tensors.items()}
+        plain = {
+            name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor for name, tensor in self.tensors.items()
+        }
         model = registry.build(self.config, plain, count)
-        caches = [torch.zeros(count, 2, self.config.num_kv_heads, self.config.head_dim) for _ in range(self.config.num_layers)]
+        caches = [
+            torch.zeros(count, 2, self.config.num_kv_heads, self.config.head_dim) for _ in range(self.config.num_layers)
+        ]
         at = torch.arange(count)
         with torch.inference_mode():
             segments = [Segment(0, count, count, slice(0, count))]
             return model.logits(model.forward(torch.tensor(tokens), at, at, segments, caches)).numpy()
 
 
-def make_model(monkeypatch: pytest.MonkeyPatch, family: str, kind: str, shape: str = "ugly") -> Model:
+@cache
+def make_model(family: str, kind: str, shape: str = "ugly") -> Model:
     config_class, model_class, changes = FAMILIES[family]
-    monkeypatch.setitem(FAMILIES, family, (config_class, model_class, {**changes, **SHAPES[shape]}))
-    tiny = make_tiny(family)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FAMILIES, family, (config_class, model_class, {**changes, **SHAPES[shape]}))
+        tiny = make_tiny(family)
     if kind in ("float32", "bfloat16"):
         dtype = getattr(torch, kind)
         return Model(tiny.config, {name: tensor.to(dtype) for name, tensor in tiny.tensors.items()})
@@ -135,12 +142,16 @@ def step(
 WHOLE = Plan(chunk=512, together=False)
 
 
-@pytest.mark.parametrize(("family", "shape"), [("llama", "round"), ("llama-tied", "ugly"), ("llama-llama3", "ugly"), ("qwen2", "ugly"), ("qwen3", "ugly")])
-@pytest.mark.parametrize("kind", TOLERANCE)
-def test_against_the_torch_path(
-    backends: Backends, monkeypatch: pytest.MonkeyPatch, family: str, shape: str, kind: str
-) -> None:
-    model, tokens = make_model(monkeypatch, family, kind, shape), sequences()[3:5]
+CASES = [
+    *((family, "ugly", "float32") for family in ("llama-tied", "llama-llama3", "qwen2", "qwen3")),
+    *(("llama", "round", kind) for kind in TOLERANCE),
+    *(("qwen3", "ugly", kind) for kind in ("bfloat16", "int8", "int4")),
+]
+
+
+@pytest.mark.parametrize(("family", "shape", "kind"), CASES)
+def test_against_the_torch_path(backends: Backends, family: str, shape: str, kind: str) -> None:
+    model, tokens = make_model(family, kind, shape), sequences()[3:5]
     with backends.using("avx2"):
         for got, sequence in zip(WHOLE.run(model.runner("avx2"), tokens), tokens, strict=True):
             expected = model.twin(sequence)
@@ -150,10 +161,10 @@ def test_against_the_torch_path(
 @pytest.mark.parametrize("wide", [True, False], ids=["kv-float32", "kv-bfloat16"])
 @pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4"])
 def test_logits_depend_on_nothing_beside_their_sequence(
-    backends: Backends, monkeypatch: pytest.MonkeyPatch, backend: str, kind: str, wide: bool
+    backends: Backends, backend: str, kind: str, wide: bool
 ) -> None:
     """Neither on the batch, nor on chunks, threads, blocks or the instruction set."""
-    model, tokens = make_model(monkeypatch, "qwen3", kind), sequences()
+    model, tokens = make_model("qwen3", kind), sequences()
     scattered = np.random.default_rng(2).permutation(64).tolist()
     with backends.using("avx2"):
         expected = WHOLE.run(model.runner("avx2", wide=wide, threads=1), tokens)
@@ -169,16 +180,14 @@ def test_logits_depend_on_nothing_beside_their_sequence(
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4"])
-def test_a_request_whose_logits_are_no_numbers_fails_alone(
-    backends: Backends, monkeypatch: pytest.MonkeyPatch, backend: str, kind: str
-) -> None:
-    model = make_model(monkeypatch, "llama", kind)
-    poison = 77
+def test_a_request_whose_logits_are_no_numbers_fails_alone(backends: Backends, backend: str, kind: str) -> None:
+    whole, poison = make_model("llama", kind), 77
     name = "embed.weight" if kind == "bfloat16" else "embed.scale"
     # a row of a matrix, a row's scale, or the scales of one of the sixteen rows of a tile
     where = (poison // 16, slice(None), poison % 16) if kind == "int4" else poison
-    model.tensors[name] = model.tensors[name].clone()
-    model.tensors[name][where] = float("nan")
+    broken = whole.tensors[name].clone()
+    broken[where] = float("nan")
+    model = Model(whole.config, {**whole.tensors, name: broken})
     params = SamplingParams(max_tokens=1, temperature=0.0)
     drawn = SamplingParams(max_tokens=1, temperature=0.7, logprobs=1)
     healthy = [5, 6, 7, 8]
@@ -202,6 +211,7 @@ def test_a_request_whose_logits_are_no_numbers_fails_alone(
             fresh = Row("d", healthy * 4, 0, [9], parameters, 1, True)
             for start in (0, 13):
                 there, here = (
-                    Row("d", row.tokens[start : start + 13], start, row.blocks, parameters, 1, True) for row in (long, fresh)
+                    Row("d", row.tokens[start : start + 13], start, row.blocks, parameters, 1, True)
+                    for row in (long, fresh)
                 )
                 assert runner.run(Batch((there,))) == runner.run(Batch((here,)))

@@ -112,7 +112,7 @@ def test_every_instruction_set_gives_the_same_bits(backends: Backends, other: st
     for name in ("avx2", other):
         with backends.using(name):
             results.append(multiply(matrix.tiles, x, name))
-    np.testing.assert_array_equal(*results)
+    np.testing.assert_array_equal(results[0], results[1])
 
 
 @pytest.mark.parametrize(("kind", "columns"), [("int8", 2624), ("int4-32", 96)])
