@@ -174,8 +174,8 @@ class Decoder:
         self._handle = library.ebb_open(ctypes.byref(model), name.encode(), address(cpus), len(cpus))
         if not self._handle:
             raise RuntimeError(
-                f"The native CPU decoder cannot be opened (instruction set '{name or 'any'}'): this processor lacks it, "
-                "or there is not enough memory."
+                f"The native CPU decoder cannot be opened (instruction set '{name or 'any'}'): this processor "
+                "lacks it, or there is not enough memory."
             )
 
     def close(self) -> None:
