@@ -11,7 +11,9 @@ ASSUMED_SLOPE = 0.02
 FIRST_CHUNK = 64
 """Prompt tokens beside decodes while nothing is known."""
 CHUNK_STEP = 16
-"""Chunks are multiples of it, and one at least: matrix tiles have so many rows."""
+"""Chunks are multiples of it, but for those below it: matrix tiles have so many rows."""
+LEAST_CHUNK = 4
+"""A prompt gets on by so much in any case, even where one of its tokens costs as much as a decode."""
 
 
 class StepTimes:
@@ -56,7 +58,9 @@ class StepTimes:
         if step_s is None or not self._token_s:
             return min(FIRST_CHUNK, most)
         room = int((growth - 1) * step_s / self._token_s)
-        return min(max(room // CHUNK_STEP * CHUNK_STEP, CHUNK_STEP), most)
+        if room >= CHUNK_STEP:
+            room -= room % CHUNK_STEP
+        return min(max(room, LEAST_CHUNK), most)
 
     def _slope(self) -> float:
         mean_n, mean_t = self._n / self._weight, self._t / self._weight

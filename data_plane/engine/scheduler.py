@@ -132,6 +132,8 @@ class Scheduler:
         request = self.waiting.head
         # log-probabilities of the prompt need all of it computed
         cached = [] if request.wants_prompt_logprobs else self.cache.match(request.chain)
+        if not request.wants_prompt_logprobs and self._is_being_computed(request, len(cached)):
+            return None
         missing = self.pool.blocks_for(request.num_tokens) - len(cached)
         taken = missing + sum(not self.pool.is_held(block) for block in cached)
         # one spare block for each running request, or the newcomer would be preempted within the next few steps
@@ -151,6 +153,20 @@ class Scheduler:
                 self.cache.num_queried += request.num_prompt
                 self.cache.num_hit += request.cached_tokens
         return request
+
+    def _is_being_computed(self, request: Request, at: int) -> bool:
+        """Whether block `at` of `request`, which is not cached, is just being computed for another: then it waits.
+
+        That is a step or few, and of many that come at once with one beginning only the first computes it.
+        """
+        if not self.config.enable_prefix_caching or (at + 1) * self.pool.block_size >= request.num_tokens:
+            return False
+        name = request.chain.name(at)
+        return any(
+            other.chain.num_entered <= at < other.num_tokens // self.pool.block_size and other.chain.name(at) == name
+            for other in self.running
+            if other.num_remaining > 1
+        )
 
     def _guessing_rows(self, decoding: Sequence[Request]) -> list[Row]:
         """Rows of one token, and of guesses at the next ones where there is room and they pay."""

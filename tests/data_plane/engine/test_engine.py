@@ -38,7 +38,7 @@ def test_tokens_are_those_of_seed_and_position() -> None:
 
 def test_decodes_go_first_and_prefill_fills_the_budget() -> None:
     executor = FakeExecutor()
-    engine = Engine(config(), executor)
+    engine = Engine(config(), executor, clock=lambda: 0.0)
     engine.add("short", [1], SamplingParams(max_tokens=20, seed=1, ignore_eos=True))
     engine.step()
     engine.add("long", list(range(40)), SamplingParams(max_tokens=1, seed=1))

@@ -150,6 +150,29 @@ def test_two_that_run_together_share_and_the_first_end_takes_nothing_away() -> N
     assert engine.stats().num_free_blocks == 12
 
 
+@pytest.mark.parametrize("own", [0, 3])
+def test_of_many_that_come_at_once_only_the_first_computes_what_they_share(own: int) -> None:
+    engine = engine_of(100)
+    prompts = [[*range(30), *[at] * own] for at in range(4)]
+    for at, prompt in enumerate(prompts):
+        engine.add(str(at), prompt, SamplingParams(max_tokens=1, seed=1))
+    cached: dict[str, int] = {}
+    while engine.has_work:
+        for output in engine.step():
+            cached[output.request_id] = output.cached_tokens
+        engine.check()
+    assert cached == {"0": 0, "1": 28, "2": 28, "3": 28}
+    assert engine.stats().computed_tokens == 30 + own + 3 * (2 + own)
+
+
+def test_nobody_waits_for_another_tenants_or_for_a_text_that_only_ends_alike() -> None:
+    engine = engine_of(100, max_num_batched_tokens=64)
+    engine.add("a", list(range(20)), SamplingParams(max_tokens=1), tenant="one")
+    engine.add("b", list(range(20)), SamplingParams(max_tokens=1), tenant="two")
+    engine.add("c", [9, *range(1, 20)], SamplingParams(max_tokens=1), tenant="one")
+    assert len(engine.step()) == 3
+
+
 def test_a_preempted_request_comes_back_through_the_cache() -> None:
     def run(cached: bool) -> tuple[list[list[int]], int, int]:
         engine = engine_of(13, cached=cached, max_speculative_batch=0)
