@@ -22,7 +22,7 @@ namespace ebb {
 namespace {
 
 constexpr bool kUnsignedCodes = false;  // both sides are signed here
-constexpr int kPlainRows = 1, kAttentionRows = 1, kNarrowBlocks = 1, kMaxGroup = 16;
+constexpr int kPlainRows = 1, kAttentionRows = 1, kAccumulators = 1, kMaxGroup = 16;
 
 inline F select_negative(F by, F yes, F no) { return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(by.v)), no.v, yes.v)}; }
 
