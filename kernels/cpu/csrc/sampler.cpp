@@ -9,6 +9,8 @@ namespace ebb {
 
 namespace {
 
+constexpr float kNothing = 2e-38f;  // all that is far below the likeliest weighs e^-87, forbidden tokens too
+
 int first_largest(const float* x, int size, float largest) {
   for (int at = 0; at < size; ++at)
     if (x[at] == largest) return at;
@@ -119,7 +121,7 @@ int Sampler::draw(const EbbChoice& choice, const float* logits, Scratch& scratch
   while (chunk + 1 < scratch.chunks.size() && passed + scratch.chunks[chunk] <= goal) passed += scratch.chunks[chunk++];
   int last = static_cast<int>(first_largest(logits, vocab_, largest));
   for (int token = static_cast<int>(chunk) * kChunk; token < vocab_; ++token) {
-    if (weights[token] == 0) continue;
+    if (weights[token] <= kNothing) continue;
     last = token;
     passed += static_cast<double>(weights[token]);
     if (passed > goal) return token;

@@ -164,3 +164,16 @@ def test_the_point_of_a_seed_is_where_the_distribution_is_cut(backends: Backends
         point = uniform(3, row.stop)
         assert cumulative[token] > point - 1e-6
         assert token == 0 or cumulative[token - 1] <= point + 1e-6
+
+
+@pytest.mark.parametrize("point", [0.0, 1.0 - 2.0**-53], ids=["first", "last"])
+def test_a_forbidden_token_is_not_drawn_at_the_ends_of_the_distribution(
+    backends: Backends, backend: str, point: float
+) -> None:
+    with backends.using(backend):
+        native = runner(backend, 37)
+        ends = [(0, float("-inf")), (36, float("-inf"))]
+        choice = (1.0, 1.0, 0.0, 1.0, 0, -1, point, -1, 0, len(ends), 0, 0)
+        for token in range(TOKENS):
+            work = StepInput([token], [(0, 1, 0, 0)], [0], [0], [choice], ends)
+            assert native.decoder.step(work).chosen[0] == (1 if point == 0 else 35)
