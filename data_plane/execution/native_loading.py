@@ -1,4 +1,4 @@
-"""From an artifact's folder to an executor of the native CPU decoder. Imports no torch: that alone is most of a start."""
+"""From an artifact's folder to an executor of the native CPU decoder. Imports no torch: that is most of a start."""
 
 import mmap
 import os

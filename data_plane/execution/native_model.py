@@ -15,7 +15,7 @@ from kernels.cpu.decoder import Array, LayerTiles, Tiles, pack_plain
 MAX_HEAD_DIM = 512
 MAX_GROUP = 16
 _NUMPY = {"BF16": np.uint16, "F32": np.float32, "F16": np.float16, "I8": np.int8, "U8": np.uint8}
-_KINDS = {np.dtype(np.uint16): "bfloat16", np.dtype(np.float32): "float32"}
+_KINDS = {"uint16": "bfloat16", "float32": "float32"}
 
 
 class Source(Protocol):
@@ -86,8 +86,8 @@ class _Reader:
     def matrix(self, name: str, rows: int, columns: int, *, bias: bool = False) -> Tiles:
         weight = self.source.array(f"{name}.weight")
         added = self.vector(f"{name}.bias") if bias else None
-        if weight.dtype in _KINDS:
-            plain = pack_plain(weight, _KINDS[weight.dtype], self.threads)
+        if kind := _KINDS.get(weight.dtype.name):
+            plain = pack_plain(weight, kind, self.threads)
             return Tiles(plain.kind, rows, columns, plain.weight, bias=added)
         scale = self.source.array(f"{name}.scale")
         if weight.dtype == np.int8:

@@ -1,7 +1,7 @@
 """Runs batches in the native decoder: one call a step, tokens chosen included. Knows nothing of queues or of text.
 
 A token's logits are the same bits whatever is computed beside it and in whatever chunks its prompt came, in every
-quantization: the decoder's kernels promise it. So batching, the prefix cache, preemption and speculation change no answer.
+quantization: the decoder's kernels promise it. So batching, prefix cache, preemption and speculation change no answer.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A model in the native decoder: takes plain arrays, runs steps. Knows nothing of artifacts, requests or sampling names.
+"""A model in the native decoder: takes plain arrays, runs steps. Knows nothing of artifacts or requests.
 
 All arrays are numpy's; what the decoder points to is kept alive here.
 """
@@ -174,8 +174,8 @@ class Decoder:
         self._handle = library.ebb_open(ctypes.byref(model), name.encode(), address(cpus), len(cpus))
         if not self._handle:
             raise RuntimeError(
-                f"The native CPU decoder cannot be opened (instruction set '{name or 'any'}'): this processor lacks it, or "
-                "there is not enough memory."
+                f"The native CPU decoder cannot be opened (instruction set '{name or 'any'}'): this processor "
+                "lacks it, or there is not enough memory."
             )
 
     def close(self) -> None:

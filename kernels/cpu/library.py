@@ -137,8 +137,11 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
 def open_library() -> ctypes.CDLL | None:
     """The library, if one was built, is of this version and has a backend for this processor."""
     path = next(iter(sorted(Path(__file__).parent.glob("lib/*.so"))), None)
-    if path is None:
-        return None
+    return None if path is None else load(path)
+
+
+def load(path: Path) -> ctypes.CDLL | None:
+    """The library at `path`, or None if it is of another version or has no backend for this processor."""
     try:
         library = ctypes.CDLL(str(path))
         if library.ebb_abi() != ABI:

@@ -1,6 +1,7 @@
 """Promise 6: a request wakes a sleeping endpoint, once; idleness puts it to sleep; what cannot start says so."""
 
 import asyncio
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -99,6 +100,24 @@ def test_what_cannot_start_fails_its_waiters_at_once(stocked: Platform, tiny_hf_
     stocked.ebb("rm", "broken")
     stocked.ebb("models", "rm", "broken")
     shutil.rmtree(weights.parent, ignore_errors=True)
+
+
+def test_corrupt_weights_are_told_with_both_digests_and_never_served(stocked: Platform, tiny_hf_model: Path) -> None:
+    stocked.ebb("models", "add", "flipped", f"file:{tiny_hf_model}", "--wait")
+    digest = stocked.rest("GET", "/api/v1/models/flipped").json()["artifact"]
+    weights = stocked.home / "artifacts" / digest.replace(":", "-") / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.chmod(0o644)
+    weights.write_bytes(raw)
+    stocked.ebb("deploy", "flipped", "--model", "flipped")
+    answer = stocked.post("flipped", "completions", json={"prompt": "x", "max_tokens": 1})
+    assert answer.status_code == 503, answer.text
+    message = answer.json()["error"]["message"]
+    assert digest in message and len(re.findall("sha256:[0-9a-f]{64}", message)) == 2, message
+    stocked.ebb("rm", "flipped")
+    stocked.ebb("models", "rm", "flipped")
+    shutil.rmtree(weights.parent)
 
 
 def test_a_hold_ends_at_its_deadline(sleeper: Platform) -> None:

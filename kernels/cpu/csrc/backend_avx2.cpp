@@ -14,7 +14,9 @@ namespace ebb {
 namespace {
 
 constexpr bool kUnsignedCodes = false;
-constexpr int kPlainRows = 6, kAttentionRows = 6, kNarrowBlocks = 2, kMaxGroup = 16;
+// of 16 registers two hold an accumulator, and four the weights or keys: one more row, and they are spilled
+constexpr int kPlainRows = 5, kAttentionRows = 6, kAccumulators = 4, kMaxGroup = 16;
+constexpr int kPrefetchBytes = 2048;
 
 inline F select_negative(F by, F yes, F no) {
   return {_mm256_blendv_ps(no.a, yes.a, by.a), _mm256_blendv_ps(no.b, yes.b, by.b)};
@@ -35,9 +37,14 @@ inline void accumulate(__m256i& total, __m256i words) {
   asm("" : "+x"(total));
 }
 
+// The processor's own prefetching stops at each page of 4 KiB: one row alone then waits for memory.
+inline void prefetch_group(const uint8_t* w) {
+  for (int line = 0; line < 4; ++line) prefetch(w + kPrefetchBytes + 64 * line);
+}
+
 // A group of 32 columns adds up in 16 bits: 8 * 2 * 15 * 127 = 30,480 at most.
 template <int MR>
-inline void multiply_int4(const uint8_t* w, const uint16_t* scale, const uint16_t* low, int groups, int per_scale,
+inline void multiply_int4(const uint8_t* w, const uint16_t* scale, const uint16_t* low, int groups, int shift,
                           const Activations& a, int row, float* out, int out_stride) {
   const __m256i mask = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
   const int8_t* x = a.codes + static_cast<int64_t>(row) * a.stride;
@@ -48,6 +55,8 @@ inline void multiply_int4(const uint8_t* w, const uint16_t* scale, const uint16_
   for (int g = 0; g < groups; ++g, w += 256, x += 32) {
     __m256i words[MR][2];
     for (int r = 0; r < MR; ++r) words[r][0] = words[r][1] = _mm256_setzero_si256();
+    if constexpr (MR == 1) prefetch_group(w);
+#pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       const __m256i w0 = load_bytes(w + 64 * j), w1 = load_bytes(w + 64 * j + 32);
       const __m256i even0 = _mm256_and_si256(w0, mask), even1 = _mm256_and_si256(w1, mask);
@@ -63,7 +72,7 @@ inline void multiply_int4(const uint8_t* w, const uint16_t* scale, const uint16_
         accumulate(words[r][1], _mm256_maddubs_epi16(odd1, four));
       }
     }
-    const F factor = load_half(scale + 16 * (g / per_scale)), least = load_half(low + 16 * (g / per_scale));
+    const F factor = load_half(scale + 16 * (g >> shift)), least = load_half(low + 16 * (g >> shift));
     for (int r = 0; r < MR; ++r) {
       const F dot = {_mm256_cvtepi32_ps(_mm256_madd_epi16(words[r][0], ones)), _mm256_cvtepi32_ps(_mm256_madd_epi16(words[r][1], ones))};
       total[r] = fma(dot, mul(set1(s[r * a.groups + g]), factor), total[r]);
@@ -108,7 +117,7 @@ void multiply(const EbbMatrix& m, const int32_t*, const Activations& a, int firs
       const auto* scale = static_cast<const uint16_t*>(m.scale) + static_cast<int64_t>(tile) * scales * 16;
       const auto* low = static_cast<const uint16_t*>(m.min) + static_cast<int64_t>(tile) * scales * 16;
       by_rows<4>(a.rows, [&]<int MR>(int row) {
-        multiply_int4<MR>(w, scale, low, groups, m.group / 32, a, row, out + 16 * (tile - first) + static_cast<int64_t>(row) * out_stride, out_stride);
+        multiply_int4<MR>(w, scale, low, groups, m.group / 64, a, row, out + 16 * (tile - first) + static_cast<int64_t>(row) * out_stride, out_stride);
       });
     }
   } else if (m.kind == EBB_INT8) {

@@ -2,7 +2,9 @@
 #include "backend.h"
 
 #if defined(__x86_64__)
+#ifndef EBB_EMULATED
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+#endif
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -14,7 +16,7 @@ namespace {
 
 // vpdpbusd wants one unsigned side: the codes of activations get 128 added, and what that adds is taken off again
 constexpr bool kUnsignedCodes = true;
-constexpr int kPlainRows = 12, kAttentionRows = 12, kNarrowBlocks = 4, kMaxGroup = 16;
+constexpr int kPlainRows = 12, kAttentionRows = 12, kAccumulators = 12, kMaxGroup = 16;
 
 inline F select_negative(F by, F yes, F no) { return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(by.v)), no.v, yes.v)}; }
 

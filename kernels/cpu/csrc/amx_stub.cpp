@@ -1,2 +1,0 @@
-#include "backend.h"
-namespace ebb { const Backend* amx_backend() { return nullptr; } }
