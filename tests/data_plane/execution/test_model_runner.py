@@ -154,6 +154,31 @@ def test_guesses_count_up_to_the_first_wrong_one(tiny: Tiny, temperature: float,
     assert [token.token_id for token in third.tokens] == [expected[2 + right]]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+def test_guessing_and_caching_change_no_token(tiny: Tiny, temperature: float) -> None:
+    """Each prompt twice, so that the second time it is cached; and an answer of two words, so that guesses hit."""
+    biases = {10: 90.0, 11: 90.0}
+    params = SamplingParams(max_tokens=50, temperature=temperature, seed=5, logit_bias=biases, ignore_eos=True)
+    asked = [(prompt, params) for prompt in prompts(4)]
+    plain = load(tiny)
+    plain = replace(plain, config=replace(plain.config, num_speculative_tokens=0, enable_prefix_caching=False))
+    expected = [tokens(each) for each in answers(plain, asked)]
+    for blocks in (200, 12):
+        loaded = load(tiny, blocks=blocks, seqs=3)
+        engine = Engine(loaded.config, loaded.executor)
+        got: list[list[int | None]] = [[] for _ in range(8)]
+        for at in range(8):
+            engine.add(str(at), *asked[at % 4])
+        while engine.has_work:
+            for output in engine.step():
+                got[int(output.request_id)].append(output.token_id)
+            engine.check()
+        assert got == expected * 2
+        stats = engine.stats()
+        assert stats.prefix_cache_hits > 0 and stats.num_accepted_tokens > 0
+        assert stats.preemptions > 0 or blocks == 200
+
+
 def test_a_continuation_is_the_same_after_a_restart(tiny: Tiny) -> None:
     """Another replica that is given the prompt, the tokens so far and the seed goes on as the first would have."""
     params = SamplingParams(max_tokens=20, temperature=1.0, seed=77, ignore_eos=True)

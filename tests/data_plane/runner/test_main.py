@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import httpx
@@ -113,10 +113,10 @@ def test_a_fresh_process_goes_on_where_another_stopped(tmp_path: Path, smollm2_a
             status = _wait(folder, lambda now: now.phase in ("ready", "failed"))
             assert status.phase == "ready" and status.url
 
-            def ask(body: dict[str, object], url: str = status.url) -> list[int]:
+            def ask(body: Mapping[str, object], url: str = status.url) -> list[int]:
                 answer = httpx.post(
                     f"{url}/v1/completions",
-                    json=body | {"return_token_ids": True, "ignore_eos": True},
+                    json={**body, "return_token_ids": True, "ignore_eos": True},
                     headers={"Authorization": "Bearer secret"},
                     timeout=60,
                 )
