@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,15 @@ if TYPE_CHECKING:
 
 MEASURE = (sys.executable, "-m", "data_plane.bench", "engine")
 """The program that measures the engine: it loads torch, and this one does not."""
+
+
+class Mode(StrEnum):
+    """What `ebb bench engine` measures."""
+
+    cases = "cases"
+    prefix = "prefix"
+    mixed = "mixed"
+
 
 app = typer.Typer(help="Measure endpoints, and the engine without them.", no_args_is_help=True)
 
@@ -94,6 +104,10 @@ def engine(
         None
     ),
     repeats: Annotated[int | None, typer.Option("--repeats", min=1, help="How often each case is measured.")] = None,
+    mode: Annotated[
+        Mode,
+        typer.Option("--mode", help="cases; prefix: a shared beginning again; mixed: a long prompt among streams."),
+    ] = Mode.cases,
     home: HomeOption = DEFAULT_HOME,
     output: OutputOption = Output.table,
 ) -> None:
@@ -108,6 +122,7 @@ def engine(
     arguments += ["--new-tokens", str(new_tokens)]
     arguments += [] if threads is None else ["--threads", str(threads)]
     arguments += [] if repeats is None else ["--repeats", str(repeats)]
+    arguments += [] if mode is Mode.cases else ["--mode", mode.value]
     arguments += ["-o", "json"] if output is Output.json else []
     folder = artifact.expanduser().absolute() if artifact is not None else _artifact_of(home, str(model), quant)
     if not folder.is_dir():

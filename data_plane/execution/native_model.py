@@ -74,6 +74,12 @@ def read_weights(config: ModelConfig, source: Source, threads: int) -> NativeWei
     return NativeWeights(embed, head, tiles.vector("norm.weight"), inverse_frequencies(config), layers)
 
 
+def first_matrix(config: ModelConfig, source: Source, threads: int) -> Tiles:
+    """The first layer's widest matrix, to measure products with."""
+    rows, columns = 2 * config.intermediate_size, config.hidden_size
+    return _Reader(config, source, threads).matrix("layers.0.mlp.gate_up", rows, columns)
+
+
 class _Reader:
     def __init__(self, config: ModelConfig, source: Source, threads: int) -> None:
         self.config, self.source, self.threads = config, source, threads

@@ -30,7 +30,7 @@ constexpr int kSpins = 2000;
 
 }  // namespace
 
-Pool::Pool(const std::vector<int>& cpus) : first_cpu_(cpus.empty() ? -1 : cpus[0]) {
+Pool::Pool(const std::vector<int>& cpus) {
   for (auto& phase : ring_) phase.count.store(0);
   for (size_t at = 1; at < cpus.size(); ++at) workers_.emplace_back([this, at, cpu = cpus[at]] { work(static_cast<int>(at), cpu); });
 }
@@ -43,12 +43,6 @@ Pool::~Pool() {
 }
 
 void Pool::begin() {
-  // the caller is a thread of Python's: it gets its place the first time it comes by
-  thread_local const Pool* pinned = nullptr;
-  if (pinned != this) {
-    pin(first_cpu_);
-    pinned = this;
-  }
   awake_.fetch_add(1);
   awake_.notify_all();
 }

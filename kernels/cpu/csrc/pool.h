@@ -12,7 +12,9 @@ namespace ebb {
 
 class Pool {
  public:
-  // `cpus`: one entry a thread, the caller's first; -1 leaves a thread where the kernel puts it.
+  // `cpus`: one entry a thread, the caller's first; -1 leaves a thread where the kernel puts it. The caller is never
+  // pinned: it is a thread of Python's, whose children would inherit that, and on a busy machine it is the one that must
+  // be able to go where there is room, since it does the tasks that the others do not come to.
   explicit Pool(const std::vector<int>& cpus);
   ~Pool();
   Pool(const Pool&) = delete;
@@ -53,7 +55,6 @@ class Pool {
   alignas(64) std::atomic<uint32_t> awake_{0};   // odd while a step runs
   std::atomic<bool> closed_{false};
   uint32_t phase_ = 0;
-  int first_cpu_;
   std::vector<std::thread> workers_;
 };
 
