@@ -16,7 +16,7 @@ from data_plane.engine.engine import Engine
 from data_plane.engine.outputs import Output
 from data_plane.engine.sampling import SamplingParams
 from data_plane.evaluation.text import prompt_tokens
-from data_plane.execution.loading import Loaded, load
+from data_plane.execution import Loaded, load
 from data_plane.weights.mapped import read_tokenizer_files
 from data_plane.weights.quality import Position, QualityError, Record
 
@@ -51,7 +51,7 @@ def record(folder: Path, device: str, tell: Callable[[int, int], None]) -> Recor
 
 
 def speed(folder: Path, device: str) -> dict[str, float]:
-    """Tokens a second of a prefill of 512, of decoding alone and of 8 rows; `score` is their weighted geometric mean."""
+    """Tokens a second of a prefill of 512, of decoding alone and of 8 rows; `score`: their weighted geometric mean."""
     with _loaded(folder, device) as loaded:
         length = min(SPEED_PROMPT, loaded.config.max_model_len - SPEED_STEPS - 1)
         vocabulary = loaded.model_config.vocab_size
@@ -73,13 +73,9 @@ def _loaded(folder: Path, device: str) -> Generator[Loaded]:
     loaded = load(
         folder,
         device=device,
-        dtype="auto",
         max_model_len=_MAX_MODEL_LEN,
         max_num_seqs=ROWS,
         max_num_batched_tokens=SPEED_PROMPT,
-        kv_cache_bytes=0,
-        threads=0,
-        on_phase=lambda phase: None,
     )
     try:
         yield loaded
