@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -16,7 +17,7 @@ from data_plane.engine.engine import Engine
 from data_plane.engine.outputs import Output
 from data_plane.engine.sampling import SamplingParams
 from data_plane.evaluation.text import prompt_tokens
-from data_plane.execution.loading import Loaded, load
+from data_plane.execution import Loaded, load
 from data_plane.weights.mapped import read_tokenizer_files
 from data_plane.weights.quality import Position, QualityError, Record
 
@@ -51,7 +52,7 @@ def record(folder: Path, device: str, tell: Callable[[int, int], None]) -> Recor
 
 
 def speed(folder: Path, device: str) -> dict[str, float]:
-    """Tokens a second of a prefill of 512, of decoding alone and of 8 rows; `score` is their weighted geometric mean."""
+    """Tokens a second of a prefill of 512, of decoding alone and of 8 rows; `score`: their weighted geometric mean."""
     with _loaded(folder, device) as loaded:
         length = min(SPEED_PROMPT, loaded.config.max_model_len - SPEED_STEPS - 1)
         vocabulary = loaded.model_config.vocab_size
@@ -73,13 +74,9 @@ def _loaded(folder: Path, device: str) -> Generator[Loaded]:
     loaded = load(
         folder,
         device=device,
-        dtype="auto",
         max_model_len=_MAX_MODEL_LEN,
         max_num_seqs=ROWS,
         max_num_batched_tokens=SPEED_PROMPT,
-        kv_cache_bytes=0,
-        threads=0,
-        on_phase=lambda phase: None,
     )
     try:
         yield loaded
@@ -129,7 +126,7 @@ def _timed_prefill(loaded: Loaded, prompt: Sequence[int]) -> float:
 
 def _timed_decode(loaded: Loaded, prompt: Sequence[int], rows: int) -> float:
     """Tokens a second of `rows` that all decode: the time after the step that prefills them."""
-    engine = Engine(loaded.config, loaded.executor)
+    engine = Engine(replace(loaded.config, enable_prefix_caching=False, num_speculative_tokens=0), loaded.executor)
     params = SamplingParams(max_tokens=SPEED_STEPS, temperature=0.0, ignore_eos=True)
     for at in range(rows):
         engine.add(str(at), prompt, params)

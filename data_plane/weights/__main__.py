@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import psutil
 
+from data_plane.weights.building import QUANTIZATIONS, Judge
 from data_plane.weights.errors import WeightsError
 from data_plane.weights.importing import ImportOptions, run_import
 from data_plane.weights.progress import Progress
@@ -67,13 +68,32 @@ def _parse_arguments(arguments: list[str]) -> argparse.Namespace:
     command.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     command.add_argument("--max-bytes", type=int, default=1 << 40, help="largest source taken")
     command.add_argument("--memory-factor", type=float, default=8.0, help="address space per source byte; 0: no limit")
+    command.add_argument("--quantization", choices=QUANTIZATIONS, default="none", help="auto: the fastest good enough")
+    command.add_argument("--force", action="store_true", help="keep weights that the quality gate refuses")
     return parser.parse_args(arguments)
+
+
+def _judge() -> Judge:
+    # an import of plain weights runs no model, and needs none of what runs one
+    from data_plane.evaluation.judge import LocalJudge
+
+    return LocalJudge()
 
 
 def _import(options: argparse.Namespace) -> dict[str, Any]:
     progress = Progress(lambda stage, done, total: _say("progress", {"stage": stage, "done": done, "total": total}))
-    what = ImportOptions(options.source, options.artifacts, options.scratch, options.dtype, options.max_bytes)
-    return run_import(what, progress, lambda size: _limit_memory(size, options.memory_factor))
+    what = ImportOptions(
+        source=options.source,
+        artifacts=options.artifacts,
+        scratch=options.scratch,
+        dtype=options.dtype,
+        max_bytes=options.max_bytes,
+        quantization=options.quantization,
+        force=options.force,
+    )
+    # the unquantized weights, which are run beside the quantized ones, may be many times a quantized source
+    factor = options.memory_factor * (1 if options.quantization == "none" else 2)
+    return run_import(what, progress, lambda size: _limit_memory(size, factor), _judge)
 
 
 def main(arguments: list[str]) -> int:

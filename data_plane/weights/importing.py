@@ -2,18 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from data_plane.weights.artifact import Artifact, Origin, open_artifact, write_artifact
+from data_plane.weights.artifact import Origin
+from data_plane.weights.building import Judge, Wanted, build_judged, build_plain
 from data_plane.weights.gguf_model import open_gguf_model
 from data_plane.weights.hf_model import open_hf_model
-from data_plane.weights.layout import DTYPE_BYTES, parse_config, tensor_layout
+from data_plane.weights.mapped import MappedArtifact, open_mapped
 from data_plane.weights.progress import Progress
 from data_plane.weights.scratch import scratch_folder
 from data_plane.weights.source_model import SourceModel
-from data_plane.weights.sources import Fetched, fetch, require_space
+from data_plane.weights.sources import Fetched, fetch
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +23,17 @@ class ImportOptions:
     scratch: Path
     dtype: str
     max_bytes: int
+    quantization: str
+    force: bool
 
 
-def run_import(options: ImportOptions, progress: Progress, before_parse: Callable[[int], None]) -> dict[str, Any]:
-    """The fields of `wire.jobs.ImportResult`. `before_parse` is told the source's bytes before they are trusted."""
+def run_import(
+    options: ImportOptions, progress: Progress, before_parse: Callable[[int], None], judge: Callable[[], Judge]
+) -> dict[str, Any]:
+    """The fields of `wire.jobs.ImportResult`. `before_parse` is told the source's bytes before they are trusted.
+
+    `judge` is called where a model must be run, that is for all but plain weights.
+    """
     with scratch_folder(options.scratch) as scratch:
         fetched = fetch(options.source, scratch, progress, max_bytes=options.max_bytes)
         before_parse(fetched.size_bytes)
@@ -34,29 +41,15 @@ def run_import(options: ImportOptions, progress: Progress, before_parse: Callabl
         opener = open_hf_model if fetched.path.is_dir() else open_gguf_model
         model = opener(fetched.path, options.dtype)
         progress.update("parse", fetched.size_bytes, fetched.size_bytes)
-        artifact = _write(model, fetched, options, progress)
+        origin = Origin(options.source, fetched.sha256, fetched.size_bytes, _licence(model, fetched))
+        wanted = Wanted(options.quantization, options.force, options.artifacts)
+        path = build_plain(model, origin, wanted, progress) if wanted.quantization == "none" else None
+        artifact = open_mapped(path or build_judged(model, origin, wanted, judge(), progress))
     return _result(artifact, fetched, model)
 
 
-def _write(model: SourceModel, fetched: Fetched, options: ImportOptions, progress: Progress) -> Artifact:
-    values = sum(prod(shape) for shape in tensor_layout(model.config).values())
-    options.artifacts.mkdir(parents=True, exist_ok=True)
-    require_space(options.artifacts, values * DTYPE_BYTES[model.config.dtype], "the artifact")
-    origin = Origin(options.source, fetched.sha256, fetched.size_bytes, _licence(model, fetched))
-    path = write_artifact(
-        options.artifacts,
-        model.config,
-        model.tokenizer,
-        model.read_tensor,
-        origin,
-        lambda done, total: progress.update("convert", done, total),
-        lambda total: progress.update("write", total, total),
-    )
-    return open_artifact(path)
-
-
-def _result(artifact: Artifact, fetched: Fetched, model: SourceModel) -> dict[str, Any]:
-    config = parse_config(artifact.config)
+def _result(artifact: MappedArtifact, fetched: Fetched, model: SourceModel) -> dict[str, Any]:
+    config = artifact.config
     sizes = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "intermediate_size", "vocab_size")
     return {
         "artifact": artifact.manifest["digest"],
@@ -71,7 +64,10 @@ def _result(artifact: Artifact, fetched: Fetched, model: SourceModel) -> dict[st
         "artifact_bytes": artifact.manifest["bytes"],
         "dtype": config.dtype,
         "kv_bytes_per_token": config.kv_bytes_per_token,
-        "shape": {size: artifact.config[size] for size in sizes},
+        "shape": {size: getattr(config, size) for size in sizes},
+        "quantization": config.quantization,
+        "quality": artifact.manifest.get("quality"),
+        "speed": artifact.manifest.get("speed"),
     }
 
 

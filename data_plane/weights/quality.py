@@ -40,10 +40,9 @@ class Record:
 def compare(reference: Record, candidate: Record) -> dict[str, float]:
     """The figures that stay with an artifact. QualityError if the candidate's probabilities are not numbers.
 
-    `perplexity_ratio`: exp of the mean by which a token's negative log-probability rose. `kl_divergence`: mean over
+    `perplexity_ratio`: exp of the mean by which a token's negative log-probability rose. `mean_kl`: mean over
     positions of KL(reference || candidate) in nats, see `divergence`. `greedy_agreement`: mean over prompts of the
-    share of the answer's tokens before the first that differs. `perplexity`: the candidate's own. `positions`: tokens
-    that were predicted.
+    share of the answer's tokens before the first that differs. `perplexity` is the candidate's own.
     """
     pairs = [
         (ours, theirs)
@@ -57,11 +56,12 @@ def compare(reference: Record, candidate: Record) -> dict[str, float]:
     equal = [_common(*answers) for answers in zip(reference.answers, candidate.answers, strict=True)]
     figures = {
         "perplexity_ratio": math.exp(math.fsum(rises) / len(pairs)),
-        "kl_divergence": math.fsum(divergence(ours, theirs) for ours, theirs in pairs) / len(pairs),
+        "mean_kl": math.fsum(divergence(ours, theirs) for ours, theirs in pairs) / len(pairs),
         "greedy_agreement": math.fsum(equal) / len(equal),
         "perplexity": math.exp(math.fsum(losses) / len(pairs)),
+        "reference_perplexity": math.exp((math.fsum(losses) - math.fsum(rises)) / len(pairs)),
     }
-    return {name: float(f"{value:.5g}") for name, value in figures.items()} | {"positions": float(len(pairs))}
+    return {name: float(f"{value:.5g}") for name, value in figures.items()}
 
 
 def divergence(reference: Position, candidate: Position) -> float:
@@ -93,6 +93,6 @@ def refusal(quantization: str, figures: Mapping[str, float]) -> str | None:
         return None
     return (
         f"{quantization} raises the perplexity by {figures['perplexity_ratio'] - 1:.1%}, more than the "
-        f"{limit - 1:.0%} allowed (mean KL divergence {figures['kl_divergence']:.4f} nats, greedy agreement "
+        f"{limit - 1:.0%} allowed (mean KL divergence {figures['mean_kl']:.4f} nats, greedy agreement "
         f"{figures['greedy_agreement']:.0%}); choose a wider quantization, or --force to accept it"
     )

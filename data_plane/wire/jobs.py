@@ -4,7 +4,8 @@ import msgspec
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
-    """`stage` is download, verify, parse, convert or write; `done` and `total` are bytes (total 0: not known)."""
+    """`stage` is download, verify, parse, convert, write or evaluate; `done` and `total` are bytes, or tokens where it
+    evaluates (total 0: not known)."""
 
     stage: str
     done: int = 0
@@ -37,8 +38,11 @@ class ImportResult(msgspec.Struct, frozen=True, tag="result"):
     shape: dict[str, int]
     """Layers, hidden size, heads: what memory estimates are made from."""
     quantization: str = "none"
+    """none, int8, int4 or fp8: never auto."""
     quality: dict[str, float] | None = None
+    """By the unquantized weights: perplexity_ratio, mean_kl, greedy_agreement, perplexity, reference_perplexity."""
     speed: dict[str, float] | None = None
+    """Tokens a second where it was measured: prefill_tps, decode_1_tps, decode_8_tps, and their mean, score."""
 
 
 ImportLine = Progress | ImportFailure | ImportResult
