@@ -14,7 +14,7 @@ class LocalJudge:
 
     def __init__(self) -> None:
         self.device = "cuda:0" if torch.cuda.is_available() else "cpu"
-        self.candidates = ("fp8",) if self.device != "cpu" else ("int4", "int8")
+        self.candidates: tuple[str, ...] = ("fp8",) if self.device != "cpu" else ("int4", "int8")
 
     def unable(self, quantization: str) -> str | None:
         """Why this machine cannot run that quantization, as a sentence; None where it can."""
