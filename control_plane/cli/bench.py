@@ -25,7 +25,7 @@ from control_plane.cli.options import (
 from control_plane.cli.output import print_json, print_table, stderr
 
 if TYPE_CHECKING:
-    from control_plane.cli.load import Case
+    from control_plane.cli.load_figures import Case
 
 MEASURE = (sys.executable, "-m", "data_plane.bench", "engine")
 """The program that measures the engine: it loads torch, and this one does not."""
@@ -65,8 +65,9 @@ def load(
 ) -> None:
     """Send streamed completions with distinct prompts and tell their times and rates.
 
-    TTFT and ITL are what this client sees, from one monotonic clock. decode_tps counts all tokens of a case over the
-    time from its first request to its last token.
+    TTFT and ITL are what this client sees, from one monotonic clock. decode_tps is the rate while every stream is
+    between its first and last token, total_tps that of all tokens from the first request to the last token. A runner
+    of ours also tells which share of its steps speaking HTTP and the engine's own Python took.
     """
     from control_plane.cli.load import LoadPlan, run_plan  # aiohttp: only who measures pays for it
 
@@ -175,13 +176,30 @@ def _joined(text: str, most: int, what: str) -> str:
 def _print(cases: "list[Case]") -> None:
     rows = [
         (
-            *(case.concurrency, f"{case.decode_tps:.1f}", f"{case.ttft_p50_ms:.0f}/{case.ttft_p99_ms:.0f}"),
-            *(f"{case.itl_p50_ms:.1f}/{case.itl_p99_ms:.1f}", f"{case.prompt_tokens:.0f}", case.requests, case.errors),
+            *(case.concurrency, f"{case.decode_tps:.1f}", f"{case.total_tps:.1f}"),
+            *(
+                f"{case.ttft_p50_ms:.0f}/{case.ttft_p99_ms:.0f}",
+                f"{case.itl_p50_ms:.1f}/{case.itl_p99_ms:.1f}",
+                f"{case.prompt_tokens:.0f}",
+            ),
+            *(case.requests, case.errors),
         )
         for case in cases
     ]
-    columns = ("concurrency", "tokens/s", "ttft p50/p99 ms", "itl p50/p99 ms", "prompt", "requests", "errors")
+    columns = (
+        "concurrency",
+        "decode/s",
+        "total/s",
+        "ttft p50/p99 ms",
+        "itl p50/p99 ms",
+        "prompt",
+        "requests",
+        "errors",
+    )
     print_table(columns, rows, "")
     for case in cases:
+        if case.http_share is not None and case.host_share is not None:
+            shares = f"HTTP took {case.http_share:.1%} of the steps' time, the engine's Python {case.host_share:.1%}"
+            stderr().print(f"concurrency {case.concurrency}: {shares}", markup=False)
         if case.first_error:
             stderr().print(f"concurrency {case.concurrency}: {case.first_error}", markup=False)

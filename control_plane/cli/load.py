@@ -1,4 +1,4 @@
-"""A load client for any server with OpenAI's completions API. Knows nothing of Ebb.
+"""A load client for any server with OpenAI's completions API. Of Ebb it knows two counters, and does without them.
 
 It shares its machine with what it measures, so it is made to cost little: one event loop, one connection a stream,
 and only the fields that are counted are decoded.
@@ -7,15 +7,17 @@ and only the fields that are counted are decoded.
 import asyncio
 import itertools
 import random
+import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
 import msgspec
 
 from control_plane.cli.errors import CliError
+from control_plane.cli.load_figures import Case, Sample, summarise
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -26,6 +28,12 @@ _VOCABULARY = (
 _WORDS = _VOCABULARY.split()
 _CALIBRATION_WORDS = (32, 96)
 _SEED = 20_260_101
+_HTTP_S, _HOST_S, _MODEL_S = (
+    "ebb:runner_http_cpu_seconds_total",
+    "vllm:engine_host_seconds_total",
+    "vllm:engine_executor_seconds_total",
+)
+_COUNTER = re.compile(rf"^({_HTTP_S}|{_HOST_S}|{_MODEL_S})(?:\{{[^}}]*\}})? (\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -50,43 +58,8 @@ class LoadPlan:
         return self.requests_per_case or max(10, 2 * concurrency)
 
 
-@dataclass(frozen=True)
-class Case:
-    """One concurrency's figures: times in ms as the client saw them, rates in tokens a second."""
-
-    concurrency: int
-    decode_tps: float
-    ttft_p50_ms: float
-    ttft_p99_ms: float
-    itl_p50_ms: float
-    itl_p99_ms: float
-    requests: int
-    errors: int
-    prompt_tokens: float = 0.0
-    first_error: str | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """The figures without what is only for people."""
-        return {name: value for name, value in asdict(self).items() if name not in ("prompt_tokens", "first_error")}
-
-
-@dataclass
-class Sample:
-    """One request: when it was sent, when each piece of text came, and what the server counted."""
-
-    sent: float
-    arrivals: list[float] = field(default_factory=list[float])
-    prompt_tokens: int = 0
-    new_tokens: int = 0
-    error: str | None = None
-
-    @property
-    def ended(self) -> float:
-        return self.arrivals[-1] if self.arrivals else self.sent
-
-
 class _Choice(msgspec.Struct):
-    text: str = ""
+    text: str | None = None
 
 
 class _Usage(msgspec.Struct):
@@ -159,6 +132,7 @@ class LoadClient:
         samples: list[Sample] = []
         label = f"concurrency {concurrency}"
         on_progress(label, 0, total)
+        before = await self._counters()
 
         async def stream() -> None:
             for _ in left:
@@ -166,7 +140,16 @@ class LoadClient:
                 on_progress(label, len(samples), total)
 
         await asyncio.gather(*(stream() for _ in range(min(concurrency, total))))
-        return summarise(concurrency, samples)
+        return _with_shares(summarise(concurrency, samples), before, await self._counters())
+
+    async def _counters(self) -> dict[str, float]:
+        """Seconds by counter, where the server tells them; none where it has no such metrics or does not show them."""
+        try:
+            async with self._session.get(f"{self._plan.base.removesuffix('/v1')}/metrics") as response:
+                text = await response.text() if response.status == 200 else ""
+        except (aiohttp.ClientError, TimeoutError, UnicodeDecodeError):
+            return {}
+        return {name: float(value) for name, value in _COUNTER.findall(text)}
 
     async def _request(self, words: int, new_tokens: int) -> Sample:
         body = {
@@ -176,7 +159,8 @@ class LoadClient:
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
-            # Not OpenAI's, but what servers of open models know: every answer gets the length that was asked for.
+            # Not OpenAI's, but servers of open models know one or both and pass over what they do not know: every
+            # answer gets the length that was asked for.
             "ignore_eos": True,
             "min_tokens": new_tokens,
         }
@@ -186,13 +170,13 @@ class LoadClient:
                 if response.status != 200:
                     sample.error = f"HTTP {response.status}: {_message(await _body(response))}"
                     return sample
-                await _read_stream(response, sample)
+                await _read_stream(response, sample, new_tokens)
         except (aiohttp.ClientError, TimeoutError) as error:
             sample.error = str(error) or type(error).__name__
         return sample
 
 
-async def _read_stream(response: aiohttp.ClientResponse, sample: Sample) -> None:
+async def _read_stream(response: aiohttp.ClientResponse, sample: Sample, most: int) -> None:
     async for data, arrived in _events(response):
         if data == b"[DONE]":
             if not sample.arrivals:
@@ -210,7 +194,8 @@ async def _read_stream(response: aiohttp.ClientResponse, sample: Sample) -> None
             sample.prompt_tokens = chunk.usage.prompt_tokens
             sample.new_tokens = chunk.usage.completion_tokens
         # A token that is only half a character comes as an empty text: it came all the same.
-        if chunk.choices:
+        # What comes beyond the last one is only the reason of the end, in an event of its own.
+        if chunk.choices and len(sample.arrivals) < most:
             sample.arrivals.append(arrived)
     sample.error = "the stream broke off"
 
@@ -226,42 +211,21 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[bytes
                 yield line[5:].strip(), arrived
 
 
+def _with_shares(case: Case, before: dict[str, float], after: dict[str, float]) -> Case:
+    """With what HTTP and the engine's own Python took of the steps in between, where the server told it."""
+    if not all(name in counters for name in (_HTTP_S, _HOST_S, _MODEL_S) for counters in (before, after)):
+        return case
+    http_s, host_s, model_s = (after[name] - before[name] for name in (_HTTP_S, _HOST_S, _MODEL_S))
+    steps_s = host_s + model_s
+    if steps_s <= 0:
+        return case
+    return replace(case, http_share=round(http_s / steps_s, 4), host_share=round(host_s / steps_s, 4))
+
+
 def prompt(number: int, words: int) -> str:
     """A prompt of so many words, the same for the same number and different from its first word on for others."""
     choose = random.Random(_SEED + number)  # noqa: S311 # nothing here is a secret
     return " ".join([str(number), *choose.choices(_WORDS, k=words - 1)])
-
-
-def summarise(concurrency: int, samples: Sequence[Sample]) -> Case:
-    """The figures of a case. Failed requests count as errors and in nothing else."""
-    good = [sample for sample in samples if sample.error is None]
-    errors = [sample.error for sample in samples if sample.error is not None]
-    waits = sorted(1000 * (sample.arrivals[0] - sample.sent) for sample in good)
-    gaps = sorted(1000 * (b - a) for sample in good for a, b in itertools.pairwise(sample.arrivals))
-    tokens = sum(sample.new_tokens or len(sample.arrivals) for sample in good)
-    span_s = max((s.ended for s in good), default=0.0) - min((s.sent for s in good), default=0.0)
-    return Case(
-        concurrency=concurrency,
-        decode_tps=round(tokens / span_s, 2) if span_s > 0 else 0.0,
-        ttft_p50_ms=percentile(waits, 0.50),
-        ttft_p99_ms=percentile(waits, 0.99),
-        itl_p50_ms=percentile(gaps, 0.50),
-        itl_p99_ms=percentile(gaps, 0.99),
-        requests=len(samples),
-        errors=len(errors),
-        prompt_tokens=sum(sample.prompt_tokens for sample in good) / len(good) if good else 0.0,
-        first_error=errors[0] if errors else None,
-    )
-
-
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """The value below which `share` of an ascending list lies, between neighbours by proportion; 0 for an empty one."""
-    if not ordered:
-        return 0.0
-    position = share * (len(ordered) - 1)
-    low = int(position)
-    high = min(low + 1, len(ordered) - 1)
-    return round(ordered[low] + (ordered[high] - ordered[low]) * (position - low), 3)
 
 
 async def _body(response: aiohttp.ClientResponse) -> Any:

@@ -120,7 +120,6 @@ class Generation:
             else:
                 self._metrics.itl_s.observe(now - branch.last_at)
             branch.last_at = now
-            self._metrics.generation_tokens.inc()
             if output.start is not None:
                 self._metrics.queue_s.observe(output.start.queue_s)
                 self._metrics.prefill_s.observe(output.start.prefill_s)

@@ -1,5 +1,6 @@
 """A runner's metrics, under the names vLLM gave them, so that dashboards made for it work. One registry per runner."""
 
+import time
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -13,6 +14,7 @@ _REQUEST_S = [0.01 * 2**power for power in range(14)]
 
 
 _ENGINE_COUNTERS: list[tuple[str, str, Callable[[EngineStats], float]]] = [
+    ("generation_tokens", "Tokens made.", lambda now: now.generated_tokens),
     ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", lambda now: now.prefix_cache_queries),
     ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", lambda now: now.prefix_cache_hits),
     ("num_preemptions", "Requests put back because the KV cache was full.", lambda now: now.preemptions),
@@ -26,15 +28,19 @@ _ENGINE_COUNTERS: list[tuple[str, str, Callable[[EngineStats], float]]] = [
 
 
 class Metrics:
-    """Counts what the requests and the engine do. Times are seconds of one monotonic clock."""
+    """Counts what the requests and the engine do. Times are seconds of one monotonic clock.
+
+    Make it in the thread that speaks HTTP, and read it there: that thread's CPU time is among the counters.
+    """
 
     def __init__(self, model_name: str) -> None:
         self._registry = CollectorRegistry()
         self._model_name = model_name
         self._seen: EngineStats | None = None
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of admitted requests.")
-        self.generation_tokens = self._counter("generation_tokens", "Tokens made.")
         self._counters = [(self._counter(name, text), read) for name, text, read in _ENGINE_COUNTERS]
+        self._http_cpu = self._counter("runner_http_cpu_seconds", "CPU time of the thread that speaks HTTP.", "ebb")
+        self._http_seen_s = time.thread_time()
         self._success = Counter(
             "vllm:request_success", "Ended requests.", ["model_name", "finished_reason"], registry=self._registry
         )
@@ -86,10 +92,13 @@ class Metrics:
 
     def text(self) -> bytes:
         """The exposition in Prometheus' text format."""
+        now_s = time.thread_time()
+        self._http_cpu.inc(max(0.0, now_s - self._http_seen_s))
+        self._http_seen_s = now_s
         return generate_latest(self._registry)
 
-    def _counter(self, name: str, text: str) -> Counter:
-        return Counter(f"vllm:{name}", text, ["model_name"], registry=self._registry).labels(self._model_name)
+    def _counter(self, name: str, text: str, prefix: str = "vllm") -> Counter:
+        return Counter(f"{prefix}:{name}", text, ["model_name"], registry=self._registry).labels(self._model_name)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...] | list[float]) -> Histogram:
         made = Histogram(f"vllm:{name}", text, ["model_name"], registry=self._registry, buckets=buckets)

@@ -21,6 +21,8 @@ from data_plane.wire.openai_answers import PromptTokensDetails, Usage
 
 WRITE_TIMEOUT_S = 300.0
 """A client that takes nothing for so long is gone, whatever its connection says."""
+SMALL_BYTES = 16_384
+"""Less than a transport takes before it makes its writer wait."""
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -79,12 +81,12 @@ async def respond(
         )
         await response.prepare(http)
         try:
-            await _stream(response, generation, shape, UsageWish.of(request), changed)
+            await _stream(http, response, generation, shape, UsageWish.of(request), changed)
             http[NOTE].outcome = "ok"
         except ApiError as error:
             # the status has gone out already: the failure is an event, and no [DONE] follows it
             http[NOTE].outcome = error.body.code or "error"
-            await _send(response, b"data: " + error.encode() + b"\n\n")
+            await _send(http, response, b"data: " + error.encode() + b"\n\n")
         await response.write_eof()
         return response
 
@@ -102,7 +104,12 @@ async def _whole(generation: Generation, shape: Shape, started_at: float) -> web
 
 
 async def _stream(
-    response: web.StreamResponse, generation: Generation, shape: Shape, wish: UsageWish, changed: list[int]
+    http: web.Request,
+    response: web.StreamResponse,
+    generation: Generation,
+    shape: Shape,
+    wish: UsageWish,
+    changed: list[int],
 ) -> None:
     opened: set[int] = set()
     while True:
@@ -116,12 +123,12 @@ async def _stream(
             usage = usage_of(generation) if wish.on_each else None if wish.at_end else UNSET
             events += [_event(shape.chunk([piece], usage)) for piece in pieces]
         if events:
-            await _send(response, b"".join(events))
+            await _send(http, response, b"".join(events))
         if generation.done:
             break
         changed = await generation.advance()
     last = _event(shape.chunk([], usage_of(generation))) if wish.at_end else b""
-    await _send(response, last + b"data: [DONE]\n\n")
+    await _send(http, response, last + b"data: [DONE]\n\n")
 
 
 def usage_of(generation: Generation) -> Usage:
@@ -134,7 +141,12 @@ def usage_of(generation: Generation) -> Usage:
     return Usage(prompt_tokens, made, prompt_tokens + made, PromptTokensDetails(cached))
 
 
-async def _send(response: web.StreamResponse, data: bytes) -> None:
+async def _send(http: web.Request, response: web.StreamResponse, data: bytes) -> None:
+    transport = http.transport
+    if len(data) < SMALL_BYTES and transport is not None and not transport.get_write_buffer_size():
+        # it cannot wait, and setting a timer for every token costs as much as making its JSON
+        await response.write(data)
+        return
     async with asyncio.timeout(WRITE_TIMEOUT_S):
         await response.write(data)
 

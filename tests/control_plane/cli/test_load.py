@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control_plane.cli.errors import CliError
-from control_plane.cli.load import LoadPlan, Sample, percentile, prompt, run_plan, summarise
+from control_plane.cli.load import LoadPlan, prompt, run_plan
+from control_plane.cli.load_figures import Sample, percentile, summarise
 
 GAP_S = 0.01
 TOKENS_PER_WORD = 2
@@ -29,6 +30,8 @@ class Server:
     refuse: int = 0
     at_once: int = 0
     most_at_once: int = 0
+    tells_the_end: bool = False
+    counts: bool = False
 
 
 @pytest.fixture
@@ -48,6 +51,9 @@ async def server() -> AsyncIterator[Server]:
         for _ in range(body["max_tokens"]):
             await asyncio.sleep(GAP_S)
             await response.write(b'data: {"choices": [{"text": "x", "index": 0}]}\n\n')
+        if state.tells_the_end:
+            end = {"text": None, "index": 0, "finish_reason": "length"}
+            await response.write(f"data: {json.dumps({'choices': [end]})}\n\n".encode())
         words = len(body["prompt"].split())
         usage = {"prompt_tokens": FIRST_TOKENS + TOKENS_PER_WORD * words, "completion_tokens": body["max_tokens"]}
         await response.write(f"data: {json.dumps({'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n".encode())
@@ -57,7 +63,19 @@ async def server() -> AsyncIterator[Server]:
     async def models(_: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": "tiny"}]})
 
+    async def metrics(_: web.Request) -> web.Response:
+        if not state.counts:
+            return web.Response(status=404)
+        done = len(state.bodies)
+        return web.Response(
+            text="# HELP something else\n"
+            f'ebb:runner_http_cpu_seconds_total{{model_name="tiny"}} {done}.0\n'
+            f'vllm:engine_host_seconds_total{{model_name="tiny"}} {2 * done}.0\n'
+            f'vllm:engine_executor_seconds_total{{model_name="tiny"}} {8 * done}.0\n'
+        )
+
     app = web.Application()
+    app.router.add_get("/e/x/metrics", metrics)
     app.router.add_post("/e/x/v1/completions", completions)
     app.router.add_get("/e/x/v1/models", models)
     async with TestServer(app) as running:
@@ -92,6 +110,7 @@ async def test_measures_what_the_server_does(server: Server) -> None:
         "itl_p99_ms",
         "requests",
         "errors",
+        "total_tps",
     ]
     assert list(one.as_json()) == names
 
@@ -144,3 +163,33 @@ def test_a_percentile_lies_within_its_values(values: list[float], share: float) 
 def test_a_prompt_has_its_words_and_is_repeatable(number: int, words: int) -> None:
     assert len(prompt(number, words).split()) == words
     assert prompt(number, words) == prompt(number, words)
+
+
+def test_the_decode_rate_is_of_the_moments_when_all_streams_decode() -> None:
+    slow = Sample(sent=0.0, arrivals=[5.0, 6.0, 7.0, 8.0, 9.0], new_tokens=5)
+    early = Sample(sent=0.0, arrivals=[1.0, 2.0, 6.5, 7.5], new_tokens=4)
+    case = summarise(2, [slow, early])
+    # both decode from 5.0 to 7.5: 6.0 and 7.0 of one, 6.5 and 7.5 of the other
+    assert case.decode_tps == 4 / 2.5
+    assert case.total_tps == 1.0
+
+
+def test_several_tokens_in_one_piece_of_text_count_as_many() -> None:
+    case = summarise(1, [Sample(sent=0.0, arrivals=[1.0, 2.0], new_tokens=10)])
+    assert case.decode_tps == 5.0
+
+
+async def test_an_event_that_only_tells_the_end_is_no_token(server: Server) -> None:
+    server.tells_the_end = True
+    (case,) = await run_plan(plan(server, 1, requests=2), _silent)
+    assert case.errors == 0
+    assert case.itl_p50_ms >= 1000 * GAP_S * 0.9
+    assert case.as_json()["decode_tps"] < 1 / GAP_S
+    assert "http_share" not in case.as_json()
+
+
+async def test_shares_of_a_step_come_from_the_servers_counters(server: Server) -> None:
+    server.counts = True
+    (case,) = await run_plan(plan(server, 1, requests=3), _silent)
+    # per request: 1 s of HTTP, 2 s of the engine's Python, 8 s of the model
+    assert (case.http_share, case.host_share) == (0.1, 0.2)

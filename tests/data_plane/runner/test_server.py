@@ -1,6 +1,7 @@
 """The port itself: who may use what, the shape of failures, headers, numbers, draining."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,8 @@ async def test_metrics_and_state(fake: Fake) -> None:
     await _ask(fake, "POST", "/v1/completions", data=b'{"prompt":"the fox","max_tokens":7,"temperature":0}')
     text = (await _ask(fake, "GET", "/metrics"))[2].decode()
     assert 'vllm:generation_tokens_total{model_name="fake"} 7.0' in text
+    http_cpu = re.search(r'^ebb:runner_http_cpu_seconds_total\{model_name="fake"\} (\S+)$', text, re.M)
+    assert http_cpu is not None and 0 < float(http_cpu[1]) < time.thread_time()
     assert 'vllm:request_success_total{finished_reason="length",model_name="fake"} 1.0' in text
     for stem in [
         "num_requests_running",
