@@ -138,7 +138,7 @@ def test_a_4_bit_gguf_moves_whole(tmp_path: Path) -> None:
     kinds = {"attn_v.weight": gguf.GGMLQuantizationType.Q4_0, "weight": gguf.GGMLQuantizationType.Q4_1}
     kinds = {"norm.weight": gguf.GGMLQuantizationType.F32, **kinds}
     model = quantized_gguf(tmp_path, kinds)
-    path = write(tmp_path / "artifacts", model, "int4")
+    path = write(tmp_path / "artifacts", model, "int4", "int4")
     verify_artifact(path)
     mapped = open_mapped(path)
     assert mapped.manifest["quality"] == {"kl": 0.5}
@@ -191,7 +191,7 @@ def test_forms_may_be_mixed(tmp_path: Path) -> None:
 
 
 def test_int4_needs_whole_groups() -> None:
-    with pytest.raises(ModelError, match=r"embed.weight has 12 columns.*groups of 32.*choose int8"):
+    with pytest.raises(ModelError, match=r"qkv.weight has 12 columns.*groups of 32.*choose int8"):
         quantized_contents(random_model(), "int4")
 
 
@@ -230,8 +230,8 @@ def test_missing_factors_are_named(tmp_path: Path) -> None:
     whole = quantized_contents(model, "int8")
     specs = {name: dict(parts) for name, parts in whole.specs.items()}
     del specs["norm.weight"]
-    specs["layers.0.mlp.down.weight"].pop("layers.0.mlp.down.scale")
-    with pytest.raises(ArtifactError, match=r"down.scale is missing, but its config asks F32 \[16\]"):
+    specs["layers.0.attention.o.weight"].pop("layers.0.attention.o.scale")
+    with pytest.raises(ArtifactError, match=r"o.scale is missing, but its config asks F32 \[16\]"):
         draft(tmp_path / "x", Contents(whole.config, specs, whole.read), model.tokenizer, ORIGIN)
 
 
