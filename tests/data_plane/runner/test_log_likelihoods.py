@@ -1,7 +1,7 @@
 """lm-eval's `local-completions` protocol on a real model: the endpoint scores texts exactly as the engine does alone.
 
 lm-eval sends lists of token ids and asks for their echo with log-probabilities, one new token and temperature 0. It
-then sums the log-probabilities from the end of the context to the last echoed token, and calls a continuation greedy where
+then sums the log-probabilities from the end of the context to the last echoed token, and calls a text greedy where
 each of its tokens is the likeliest at its place.
 """
 
