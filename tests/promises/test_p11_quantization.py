@@ -6,6 +6,9 @@ import pytest
 
 from tests.promises.running import Platform
 
+# making an artifact measures it and the unquantized weights: a minute or two on two cores
+pytestmark = pytest.mark.timeout(600)
+
 FIGURES = {"perplexity", "perplexity_ratio", "mean_kl", "greedy_agreement"}
 
 
