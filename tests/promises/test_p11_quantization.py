@@ -39,7 +39,7 @@ def test_what_was_deployed_is_made_measured_and_served(int4: Platform) -> None:
     )
     assert answer.status_code == 200 and "Paris" in answer.json()["choices"][0]["text"]
     shown = int4.ebb("models", "show", "smollm2")
-    assert "int4" in shown and f"{made['int8']['quality']['perplexity_ratio']:.4g}" in shown
+    assert "int4" in shown and f"{made['int4']['quality']['perplexity_ratio']:.4g}" in shown
 
 
 def test_what_cannot_be_is_refused_when_it_is_deployed(int4: Platform) -> None:
