@@ -4,7 +4,8 @@ int8 products round a token's activations by one scale for all channels, so that
 others their precision. Dividing a channel by s where it is made and multiplying its column of the next matrix by s
 changes no result (SmoothQuant, Xiao et al., 2022): the norms make the inputs of qkv, of gate and up and of an output
 matrix of its own, and the rows of up make those of down. s = sqrt(largest activation / largest weight) of the channel
-shares the burden; SmolLM2-135M's perplexity rises by 1.3 % then, and by 4 % without (8 of the gate's prompts).
+shares the burden. SmolLM2-135M by the gate's text, without and with: perplexity +3.0 % and +1.55 %, mean KL 0.033 and
+0.015 nats. Of the loss without, rounded weights are next to nothing; the inputs of qkv, gate and up, and down are it.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from data_plane.weights.quantize import Int4Matrix
 from data_plane.weights.source_model import SourceModel
 
 _LEAST = 1e-5
@@ -30,7 +32,7 @@ def smoothed(model: SourceModel, ranges: Callable[[], Mapping[str, Tensor]]) -> 
     """
     smoothing = _Smoothing(model, ranges)
     return replace(
-        model, read_tensor=smoothing.read_tensor, read_exact=smoothing.read_exact, read_int4=lambda name: None
+        model, read_tensor=smoothing.read_tensor, read_exact=smoothing.read_exact, read_int4=smoothing.read_int4
     )
 
 
@@ -60,6 +62,9 @@ class _Smoothing:
         # what the norm was really divided by, its new values being rounded to the config's dtype
         old, new = self._model.read_exact(norm), self._divided_norm(norm, name).float()
         return weight * torch.where(new == 0, 1.0, old / new)
+
+    def read_int4(self, name: str) -> Int4Matrix | None:
+        """None: the source's own blocks hold the values as they were."""
 
     def _divided_norm(self, norm: str, matrix: str) -> Tensor:
         old = self._model.read_tensor(norm)

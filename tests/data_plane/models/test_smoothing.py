@@ -70,7 +70,8 @@ def test_int8_gets_better(family: str) -> None:
 def test_norms_in_bfloat16_are_made_up_for_by_the_weights() -> None:
     tiny = with_outliers("llama")
     halved = {n: t.bfloat16() if t.dim() == 1 else t for n, t in tiny.tensors.items()}
-    model = replace(source(tiny), read_tensor=halved.__getitem__, read_exact=lambda name: halved[name].float())
+    exact = {name: tensor.float() for name, tensor in halved.items()}
+    model = replace(source(tiny), read_tensor=halved.__getitem__, read_exact=exact.__getitem__)
     seen = ranges(tiny)
     moved = smoothed(model, lambda: seen)
     norm, matrix = "layers.0.attn_norm.weight", "layers.0.attention.qkv.weight"

@@ -82,7 +82,8 @@ def test_what_is_over_its_limit_is_refused_unless_forced(tmp_path: Path) -> None
 
 
 def test_plain_weights_are_not_measured(tmp_path: Path) -> None:
-    path = build_plain(random_model(), ORIGIN, Wanted("none", False, tmp_path), Progress(lambda *told: None))
+    progress = Progress(lambda stage, done, total: None)
+    path = build_plain(random_model(), ORIGIN, Wanted("none", False, tmp_path), progress)
     manifest = open_mapped(path).manifest
     assert "quality" not in manifest and "speed" not in manifest
 
