@@ -1,11 +1,12 @@
 """This machine as a judge of artifacts: which it can run, how well they predict, how fast they are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from data_plane.evaluation import measure
+from data_plane.evaluation.calibrate import input_ranges
 from data_plane.weights.quality import Record
 
 
@@ -25,6 +26,10 @@ class LocalJudge:
     def record(self, folder: Path, tell: Callable[[int, int], None]) -> Record:
         """What the artifact makes of the fixed text, or QualityError if it fails. `tell`: tokens done, and in all."""
         return measure.record(folder, self.device, tell)
+
+    def ranges(self, folder: Path) -> Mapping[str, torch.Tensor]:
+        """For the matrices of the unquantized artifact, the largest magnitude of each input channel, float32 [in]."""
+        return input_ranges(folder, self.device)
 
     def speed(self, folder: Path) -> dict[str, float]:
         """Tokens a second by case (`…_tps`), and one `score` to compare artifacts by."""

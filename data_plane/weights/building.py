@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from data_plane.weights.artifact import Draft, Origin, draft, publish
 from data_plane.weights.encode import Contents, plain_contents, quantized_contents
 from data_plane.weights.errors import ModelError
 from data_plane.weights.progress import Progress
 from data_plane.weights.quality import QualityError, Record, compare, refusal
 from data_plane.weights.scratch import scratch_folder
+from data_plane.weights.smoothing import smoothed
 from data_plane.weights.source_model import SourceModel
 from data_plane.weights.sources import require_space
 
@@ -33,6 +36,10 @@ class Judge(Protocol):
 
     def record(self, folder: Path, tell: Callable[[int, int], None]) -> Record:
         """What the artifact makes of the fixed text, or QualityError if it fails. `tell`: tokens done, and in all."""
+        ...
+
+    def ranges(self, folder: Path) -> Mapping[str, Tensor]:
+        """For the matrices of an unquantized artifact, the largest magnitude of each input channel, float32 [in]."""
         ...
 
     def speed(self, folder: Path) -> dict[str, float]:
@@ -75,9 +82,13 @@ def build_judged(model: SourceModel, origin: Origin, wanted: Wanted, judge: Judg
             raise ModelError(f"{reason}, or --force to make it unmeasured")
         return _build_unmeasured(model, origin, wanted, progress, quantized_contents(model, wanted.quantization))
     names = judge.candidates if automatic else (wanted.quantization,)
-    contents = {"none": plain_contents(model.config, model.read_tensor), **_quantized(model, names, automatic)}
-    _require_space(wanted.artifacts, contents.values())
+    wanted.artifacts.mkdir(parents=True, exist_ok=True)
     with scratch_folder(wanted.artifacts) as scratch:
+        # the unquantized artifact is drafted first, so it is there when int8's first tensor is read
+        smooth = smoothed(model, lambda: judge.ranges(scratch / "none"))
+        sources = {name: smooth if name == "int8" else model for name in names}
+        contents = {"none": plain_contents(model.config, model.read_tensor), **_quantized(sources, automatic)}
+        _require_space(wanted.artifacts, contents.values())
         judged = _judge(_drafts(scratch, contents, model, origin, progress), judge, progress)
         if automatic:
             return _publish_fastest(wanted.artifacts, judged, judge)
@@ -101,9 +112,9 @@ def _require_space(artifacts: Path, contents: Iterable[Contents]) -> None:
     require_space(artifacts, sum(each.num_bytes for each in contents), "the artifact")
 
 
-def _quantized(model: SourceModel, names: Iterable[str], automatic: bool) -> dict[str, Contents]:
+def _quantized(sources: Mapping[str, SourceModel], automatic: bool) -> dict[str, Contents]:
     contents: dict[str, Contents] = {}
-    for name in names:
+    for name, model in sources.items():
         try:
             contents[name] = quantized_contents(model, name)
         except ModelError:

@@ -22,14 +22,9 @@ from data_plane.weights.source_model import SourceModel
 from data_plane.weights.stored import is_matrix, part_specs
 
 VOCABULARY = ("embed.weight", "lm_head.weight")
-
-
 VOCABULARY_FORMS = {"int4": "int8"}
 """Where the embedding and the output matrix are stored otherwise than the rest. SmolLM2-135M, perplexity against
 bfloat16 and mean KL: int4 throughout 1.0575 and 0.044, with these two in int8 1.0078 and 0.0074, for 11 MB more."""
-PLAIN_IN = {"int8": "mlp.down.weight"}
-"""A matrix that keeps its values: what comes into it has outliers, which one scale for a whole token's activations does
-not survive. SmolLM2-135M, perplexity: int8 throughout 1.0315, over its limit; with this one plain 1.0161."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +58,7 @@ def quantized_contents(model: SourceModel, quantization: str, vocabulary_form: s
     forms: dict[str, str] = {}
     for name, shape in tensor_layout(config).items():
         form = vocabulary_form or quantization if name in VOCABULARY else quantization
-        keeps = quantization in PLAIN_IN and name.endswith(PLAIN_IN[quantization])
-        forms[name] = form if is_matrix(name, shape) and not keeps else "plain"
+        forms[name] = form if is_matrix(name, shape) else "plain"
     specs = {
         name: part_specs(name, shape, forms[name], config.dtype, INT4_GROUP)
         for name, shape in tensor_layout(config).items()

@@ -94,6 +94,31 @@ def test_a_folder_in_float32(tmp_path: Path) -> None:
     assert result.kv_bytes_per_token == 2 * 2 * 2 * 16 * 4
 
 
+@pytest.mark.parametrize(("asked", "made"), [("int8", {"int8"}), ("auto", {"none", "int8", "int4"})])
+def test_a_quantized_import_is_measured(tmp_path: Path, asked: str, made: set[str]) -> None:
+    write_gguf(tmp_path / "m.gguf")
+    # random weights may lose more than trained ones
+    code, progress, result = run(f"file:{tmp_path}/m.gguf", tmp_path, "--quantization", asked, "--force")
+    assert isinstance(result, ImportResult), result
+    assert code == 0
+    stages = list(dict.fromkeys(line.stage for line in progress))
+    assert stages == ["verify", "parse", "convert", "write", "evaluate"]
+    assert all(line.done <= line.total for line in progress)
+    assert result.quantization in made
+    assert result.speed is not None and result.speed["score"] > 0
+    folder = tmp_path / "artifacts" / result.artifact.replace(":", "-")
+    verify_artifact(folder)
+    assert (result.quality is None) == (result.quantization == "none")
+    assert json.loads((folder / "manifest.json").read_text()).get("quality") == result.quality
+    assert leftovers(tmp_path) == []
+
+
+def test_an_unknown_quantization_is_named(tmp_path: Path) -> None:
+    _, _, failure = run("file:/nowhere", tmp_path, "--quantization", "int3")
+    assert isinstance(failure, ImportFailure) and failure.fatal
+    assert "'int3'" in failure.message and "int4" in failure.message
+
+
 def test_wrong_arguments_end_in_a_failure_line() -> None:
     done = subprocess.run([sys.executable, "-m", "data_plane.weights", "import"], capture_output=True, check=False)
     assert done.returncode == 1
