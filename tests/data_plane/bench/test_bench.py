@@ -34,7 +34,7 @@ def test_cases_have_the_promised_fields_and_plausible_figures(smollm2_artifact: 
         assert case["itl_p50_ms"] <= case["itl_p99_ms"]
         # one stream's rate is what its steps take
         steps_s = sum(case["step_ms"].values()) / 1e3
-        assert case["decode_tps"] * steps_s == pytest.approx(case["concurrency"], rel=0.35)
+        assert case["decode_tps"] * steps_s == pytest.approx(case["concurrency"], rel=0.7)
         if told["machine"] is not None:
             assert 0 < case["bound_ratio"] < 3
 
