@@ -13,7 +13,7 @@ from typing import Any
 from data_plane.bench.bounds import Machine, Work, bound_ratio, measure_machine, work_of
 from data_plane.bench.cases import CaseResult, run_case
 from data_plane.bench.situations import run_mixed, run_prefix
-from data_plane.execution import Loaded, load
+from data_plane.execution import Loaded, LoadOptions, load
 from data_plane.weights.mapped import open_mapped
 
 RATES = tuple(field.name for field in fields(CaseResult) if field.name.endswith(("_tps", "_ms", "_mb")))
@@ -60,7 +60,8 @@ def _measure(options: argparse.Namespace) -> int:
     config = artifact.config
     # room for the largest case, so that none is preempted
     wanted = (streams * (longest + 32) if longest else 32768) * config.kv_elements_per_token * 4
-    loaded = load(options.artifact, max_num_seqs=max(32, streams), kv_cache_bytes=wanted, threads=options.threads)
+    sizes = LoadOptions(max_num_seqs=max(32, streams), kv_cache_bytes=wanted, threads=options.threads)
+    loaded = load(options.artifact, sizes)
     if options.mode != "cases":
         result = (run_prefix if options.mode == "prefix" else run_mixed)(loaded)
         print(json.dumps(result) if options.output == "json" else _lines(result))
@@ -102,15 +103,15 @@ def _run(loaded: Loaded, concurrency: int, prompt_tokens: int, options: argparse
     total, done = concurrency * options.new_tokens, 0
     shows = sys.stderr.isatty()
 
-    def on_token() -> None:
+    def on_tokens(count: int) -> None:
         nonlocal done
-        done += 1
-        if shows and (done % 16 == 0 or done == total):
+        done += count
+        if shows:
             end = "\n" if done == total else ""
             label = f"\r{concurrency} streams, {prompt_tokens} + {options.new_tokens} tokens: {done}/{total}"
             print(label, end=end, file=sys.stderr, flush=True)
 
-    return run_case(loaded, concurrency, prompt_tokens, options.new_tokens, on_token)
+    return run_case(loaded, concurrency, prompt_tokens, options.new_tokens, on_tokens)
 
 
 def _introduction(loaded: Loaded, machine: Machine | None, name: str) -> str:

@@ -15,6 +15,7 @@ from statistics import median
 import psutil
 
 from data_plane.engine.engine import Engine
+from data_plane.engine.outputs import Output
 from data_plane.engine.sampling import SamplingParams
 from data_plane.execution.loaded import Loaded
 from data_plane.execution.native_runner import NativeRunner
@@ -57,9 +58,16 @@ class Timeline:
     began: float
     times: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
 
-    def note(self, request_id: str, now: float) -> None:
-        """A token came."""
-        self.times.setdefault(request_id, []).append(now)
+    def step(self, engine: Engine) -> list[Output]:
+        """One step, its tokens noted. ValueError where a request fails."""
+        outputs = engine.step()
+        now = time.perf_counter()
+        for output in outputs:
+            if output.error is not None:
+                raise ValueError(output.error)
+            if output.token_id is not None:
+                self.times.setdefault(output.request_id, []).append(now)
+        return outputs
 
     def gaps(self, since: float = 0.0, until: float = float("inf"), only: Sequence[str] = ()) -> list[float]:
         """Times between two tokens of a stream, of those that ended between `since` and `until`."""
@@ -83,7 +91,7 @@ def random_prompt(seed: int, count: int, vocab_size: int) -> list[int]:
 
 
 def run_case(
-    loaded: Loaded, concurrency: int, prompt_tokens: int, new_tokens: int, on_token: Callable[[], None]
+    loaded: Loaded, concurrency: int, prompt_tokens: int, new_tokens: int, on_tokens: Callable[[int], None]
 ) -> CaseResult:
     """ValueError (from the engine) where the model's context or the KV cache is too small for the case."""
     engine = make_engine(loaded)
@@ -96,15 +104,11 @@ def run_case(
     end: _Marks | None = None
     decoded = 0
     while engine.has_work:
-        outputs = engine.step()
+        outputs = line.step(engine)
         now = time.perf_counter()
-        for output in outputs:
-            if output.error is not None:
-                raise ValueError(output.error)
-            if output.token_id is not None:
-                line.note(output.request_id, now)
-                on_token()
-                decoded += start is not None and end is None
+        made = sum(output.token_id is not None for output in outputs)
+        on_tokens(made)
+        decoded += made if start is not None and end is None else 0
         if start is None and len(line.times) == concurrency:
             start = _marks(engine, loaded, now)
         if start is not None and end is None and any(output.finish_reason for output in outputs):

@@ -40,14 +40,14 @@ def run_mixed(loaded: Loaded) -> dict[str, float]:
         engine.add(stream, random_prompt(int(stream) + 7, 128, vocabulary), endless)
     line = Timeline(time.perf_counter())
     while len(line.times) < STREAMS:
-        _step(engine, line)
+        line.step(engine)
     calm_from = time.perf_counter()
     for _ in range(CALM_STEPS):
-        _step(engine, line)
+        line.step(engine)
     arrived = time.perf_counter()
     engine.add("long", random_prompt(99, long, vocabulary), SamplingParams(max_tokens=1, temperature=0.0))
     while "long" not in line.times:
-        _step(engine, line)
+        line.step(engine)
     done = time.perf_counter()
     for stream in streams:
         engine.abort(stream)
@@ -64,16 +64,6 @@ def run_mixed(loaded: Loaded) -> dict[str, float]:
         "ratio": percentile(busy, 0.99) / percentile(calm, 0.99),
         "ttft_ms": (done - arrived) * 1e3,
     }
-
-
-def _step(engine: Engine, line: Timeline) -> None:
-    outputs = engine.step()
-    now = time.perf_counter()
-    for output in outputs:
-        if output.error is not None:
-            raise ValueError(output.error)
-        if output.token_id is not None:
-            line.note(output.request_id, now)
 
 
 def _drain(engine: Engine) -> None:

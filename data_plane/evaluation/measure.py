@@ -17,7 +17,7 @@ from data_plane.engine.engine import Engine
 from data_plane.engine.outputs import Output
 from data_plane.engine.sampling import SamplingParams
 from data_plane.evaluation.text import prompt_tokens
-from data_plane.execution import Loaded, load
+from data_plane.execution import Loaded, LoadOptions, load
 from data_plane.weights.mapped import read_tokenizer_files
 from data_plane.weights.quality import Position, QualityError, Record
 
@@ -71,13 +71,10 @@ def speed(folder: Path, device: str) -> dict[str, float]:
 @contextmanager
 def _loaded(folder: Path, device: str) -> Generator[Loaded]:
     """The artifact ready to run; its memory is given back afterwards."""
-    loaded = load(
-        folder,
-        device=device,
-        max_model_len=_MAX_MODEL_LEN,
-        max_num_seqs=ROWS,
-        max_num_batched_tokens=SPEED_PROMPT,
+    options = LoadOptions(
+        device=device, max_model_len=_MAX_MODEL_LEN, max_num_seqs=ROWS, max_num_batched_tokens=SPEED_PROMPT
     )
+    loaded = load(folder, options)
     try:
         yield loaded
     finally:

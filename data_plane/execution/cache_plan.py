@@ -13,12 +13,10 @@ is given sooner or later, and a laptop has other things to do. `kv_cache_bytes` 
 
 @dataclass(frozen=True, slots=True)
 class CachePlan:
-    """`num_blocks` blocks of `block_size` tokens; `max_model_len` is what the model may use of them."""
+    """`num_blocks` blocks; `max_model_len` tokens are what the model may use of them."""
 
     num_blocks: int
-    block_size: int
     max_model_len: int
-    bytes_per_token: int
 
 
 def plan_cache(
@@ -42,7 +40,7 @@ def plan_cache(
             f"The KV cache may have {budget} bytes and one block of {block_size} tokens takes "
             f"{bytes_per_token * block_size}; raise kv_cache_bytes or free some memory."
         )
-    return CachePlan(num_blocks, block_size, min(max_model_len, num_blocks * block_size), bytes_per_token)
+    return CachePlan(num_blocks, min(max_model_len, num_blocks * block_size))
 
 
 def free_cpu_bytes(bytes_per_token: int, max_model_len: int) -> int:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from data_plane.execution.cache_plan import CachePlan, free_cpu_bytes
+from data_plane.execution.cache_plan import free_cpu_bytes
 
 CUDA_SHARE = 0.9
 """Of what is free after the weights; the rest is for activations."""
@@ -17,9 +17,8 @@ def free_memory_bytes(device: torch.device, bytes_per_token: int, max_model_len:
 
 
 def allocate_cache(
-    plan: CachePlan, *, num_layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    slots: int, *, num_layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
 ) -> list[Tensor]:
-    """A view [slots, 2, KV heads, D] for each layer. Not cleared: a CPU's pages are taken as they are first used."""
-    slots = plan.num_blocks * plan.block_size
+    """A view [slots, 2, KV heads, D] for each layer, a slot a token. Not cleared: pages are taken when first used."""
     whole = torch.empty((num_layers, slots, 2, kv_heads, head_dim), dtype=dtype, device=device)
     return list(whole.unbind(0))

@@ -1,6 +1,6 @@
 """An artifact's tensors as the native decoder takes them. Knows nothing of batches; imports no torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import pi
 from typing import Any, Protocol
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from data_plane.weights.layout import ModelConfig
 from data_plane.weights.mapped import MappedArtifact
-from kernels.cpu.decoder import Array, LayerTiles, Tiles, pack_plain
+from kernels.cpu.decoder import Array, LayerTiles, Tiles, Weights, pack_plain
 
 MAX_HEAD_DIM = 512
 MAX_GROUP = 16
@@ -47,17 +47,6 @@ class ArraySource:
         return self.arrays[name]
 
 
-@dataclass(frozen=True, slots=True)
-class NativeWeights:
-    """Everything of the model but its sizes."""
-
-    embed: Tiles
-    lm_head: Tiles
-    norm: Array
-    inv_freq: Array
-    layers: Sequence[LayerTiles]
-
-
 def fits(config: ModelConfig, forms: Mapping[str, str]) -> bool:
     """Whether the decoder is written for this model: whole registers of head dimensions, no fp8."""
     group = config.num_heads // config.num_kv_heads
@@ -65,13 +54,13 @@ def fits(config: ModelConfig, forms: Mapping[str, str]) -> bool:
     return heads_fit and config.intermediate_size % 16 == 0 and "fp8" not in forms.values()
 
 
-def read_weights(config: ModelConfig, source: Source, threads: int) -> NativeWeights:
+def read_weights(config: ModelConfig, source: Source, threads: int) -> Weights:
     """Quantized matrices in place; plain ones are put into tiles, which copies them."""
     tiles = _Reader(config, source, threads)
     embed = tiles.matrix("embed", config.vocab_size, config.hidden_size)
     head = embed if config.tie_word_embeddings else tiles.matrix("lm_head", config.vocab_size, config.hidden_size)
     layers = [tiles.layer(f"layers.{at}") for at in range(config.num_layers)]
-    return NativeWeights(embed, head, tiles.vector("norm.weight"), inverse_frequencies(config), layers)
+    return Weights(embed, head, tiles.vector("norm.weight"), inverse_frequencies(config), layers)
 
 
 def first_matrix(config: ModelConfig, source: Source, threads: int) -> Tiles:

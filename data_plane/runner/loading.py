@@ -27,12 +27,11 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory"
 
 def load_executor(spec: RunnerSpec, on_phase: Callable[[str], None]) -> tuple[Executor, EngineConfig]:
     """The model on its device, warmed up. `on_phase` hears `imported`, then what the loader tells (`warming`)."""
-    from data_plane.execution import load
+    from data_plane.execution import LoadOptions, load
 
     on_phase("imported")
     wanted = spec.spec
-    loaded = load(
-        Path(spec.artifact_dir),
+    options = LoadOptions(
         device=wanted.device,
         dtype=wanted.dtype,
         max_model_len=wanted.max_model_len,
@@ -40,8 +39,8 @@ def load_executor(spec: RunnerSpec, on_phase: Callable[[str], None]) -> tuple[Ex
         max_num_batched_tokens=wanted.max_num_batched_tokens,
         kv_cache_bytes=wanted.kv_cache_bytes,
         threads=wanted.threads,
-        on_phase=on_phase,
     )
+    loaded = load(Path(spec.artifact_dir), options, on_phase)
     return loaded.executor, loaded.config
 
 

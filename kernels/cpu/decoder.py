@@ -65,6 +65,17 @@ class LayerTiles:
 
 
 @dataclass(frozen=True, slots=True)
+class Weights:
+    """All of a model's; `norm` float32 [hidden], `inv_freq` of the rotary embedding, float32 [head size / 2]."""
+
+    embed: Tiles
+    lm_head: Tiles
+    norm: Array
+    inv_freq: Array
+    layers: Sequence[LayerTiles]
+
+
+@dataclass(frozen=True, slots=True)
 class Shape:
     """Sizes of the model and of what is allocated for it. `num_blocks` KV blocks; `max_tokens` in one step."""
 
@@ -124,34 +135,22 @@ class StepInput:
 
 
 class Decoder:
-    """Borrows `kv` and the tiles' arrays; RuntimeError where there is no library or no memory.
+    """Borrows `kv` and the weights' arrays; RuntimeError where there is no library or no memory.
 
     `kv`: zeroed bytes of layers · num_blocks · kv_elements_per_block values, on a 64-byte boundary.
     """
 
-    def __init__(
-        self,
-        shape: Shape,
-        *,
-        embed: Tiles,
-        lm_head: Tiles,
-        norm: Array,
-        inv_freq: Array,
-        layers: Sequence[LayerTiles],
-        kv: Array,
-        threads: int,
-        backend: str = "",
-    ) -> None:
+    def __init__(self, shape: Shape, weights: Weights, *, kv: Array, threads: int, backend: str = "") -> None:
         library = native.open_library()
         if library is None:
             raise RuntimeError("The native CPU decoder is not built; run python -m kernels.cpu.build.")
         self._library = library
-        self._kept = (embed, lm_head, norm, inv_freq, layers, kv)
+        self._kept = (weights, kv)
         self._seconds = np.zeros(4, dtype=np.float64)
         self.shape = shape
-        structs = (native.Layer * len(layers))(*[_layer(layer) for layer in layers])
+        structs = (native.Layer * len(weights.layers))(*[_layer(layer) for layer in weights.layers])
         model = native.Model(
-            len(layers),
+            len(weights.layers),
             shape.hidden,
             shape.heads,
             shape.kv_heads,
@@ -162,10 +161,10 @@ class Decoder:
             shape.num_blocks,
             shape.max_tokens,
             shape.eps,
-            address(inv_freq),
-            address(norm),
-            embed.struct(),
-            lm_head.struct(),
+            address(weights.inv_freq),
+            address(weights.norm),
+            weights.embed.struct(),
+            weights.lm_head.struct(),
             structs,
             address(kv),
         )

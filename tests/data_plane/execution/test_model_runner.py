@@ -10,7 +10,9 @@ from data_plane.engine.batch import Batch, Row, Sampled
 from data_plane.engine.engine import Engine
 from data_plane.engine.outputs import Output
 from data_plane.engine.sampling import SamplingParams
-from data_plane.execution.loading import Loaded, build, resolve_dtype, warm_up
+from data_plane.execution.loaded import Loaded, LoadOptions
+from data_plane.execution.loading import build, resolve_dtype
+from data_plane.execution.warm_up import warm_up
 from tests.data_plane.models.tiny import Tiny, make_tiny
 
 LOGPROB_TOLERANCE = 1e-4
@@ -27,10 +29,12 @@ def load(tiny: Tiny, *, budget: int = 512, blocks: int = 200, seqs: int = 16) ->
     return build(
         tiny.config,
         tiny.tensors,
-        dtype="float32",
-        max_num_seqs=seqs,
-        max_num_batched_tokens=budget,
-        kv_cache_bytes=blocks * 16 * per_token,
+        LoadOptions(
+            dtype="float32",
+            max_num_seqs=seqs,
+            max_num_batched_tokens=budget,
+            kv_cache_bytes=blocks * 16 * per_token,
+        ),
     )
 
 
@@ -211,7 +215,7 @@ def test_the_cache_is_sized_by_bytes_and_the_context_by_the_cache(tiny: Tiny) ->
     assert (small.config.num_blocks, small.config.max_model_len) == (3, 48)
     assert load(tiny, blocks=10**9).config.num_blocks == 16 * 32, "no more than all sequences can use"
     with pytest.raises(ValueError, match="raise kv_cache_bytes"):
-        build(tiny.config, tiny.tensors, dtype="float32", kv_cache_bytes=100)
+        build(tiny.config, tiny.tensors, LoadOptions(dtype="float32", kv_cache_bytes=100))
     warm_up(small.executor, small.config)
 
 
@@ -224,4 +228,4 @@ def test_dtypes_and_devices() -> None:
         resolve_dtype("int8", cpu)
     tiny = make_tiny("llama")
     with pytest.raises(ValueError, match="'meta' is not supported"):
-        build(tiny.config, tiny.tensors, device="meta")
+        build(tiny.config, tiny.tensors, LoadOptions(device="meta"))

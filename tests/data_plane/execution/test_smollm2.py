@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from data_plane.engine.engine import Engine
 from data_plane.engine.outputs import Output
 from data_plane.engine.sampling import SamplingParams
-from data_plane.execution import Loaded, load
+from data_plane.execution import Loaded, LoadOptions, load
 
 BF16_LOGPROB_TOLERANCE = 0.15
 """Natural log. Logits near 16 have steps of 1/16 to 1/8 in bfloat16."""
@@ -41,9 +41,7 @@ QUESTIONS = [
 
 def start(artifact: Path, dtype: str, budget: int = 512) -> Loaded:
     phases: list[str] = []
-    loaded = load(
-        artifact,
-        device="cpu",
+    options = LoadOptions(
         dtype=dtype,
         max_model_len=1024,
         max_num_seqs=16,
@@ -51,8 +49,8 @@ def start(artifact: Path, dtype: str, budget: int = 512) -> Loaded:
         kv_cache_bytes=400 << 20,
         # with two, each operator waits for the slower core: minutes, where tests run beside each other
         threads=1,
-        on_phase=phases.append,
     )
+    loaded = load(artifact, options, phases.append)
     assert phases == ["loading", "warming"]
     return loaded
 

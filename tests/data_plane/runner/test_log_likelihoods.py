@@ -17,7 +17,7 @@ from aiohttp import web
 from data_plane.engine.engine import Engine
 from data_plane.engine.outputs import TokenLogprobs
 from data_plane.engine.sampling import SamplingParams
-from data_plane.execution import Loaded, load
+from data_plane.execution import Loaded, LoadOptions, load
 from data_plane.runner.access import Access
 from data_plane.runner.engine_loop import EngineLoop
 from data_plane.runner.metrics import Metrics
@@ -55,9 +55,8 @@ class Request:
 
 @pytest.fixture(scope="module")
 def loaded(smollm2_artifact: Path) -> Loaded:
-    return load(
-        smollm2_artifact, dtype="float32", max_model_len=256, max_num_seqs=4, kv_cache_bytes=100 << 20, threads=1
-    )
+    options = LoadOptions(dtype="float32", max_model_len=256, max_num_seqs=4, kv_cache_bytes=100 << 20, threads=1)
+    return load(smollm2_artifact, options)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data_plane.engine.batch import Batch, Row
 from data_plane.engine.sampling import SamplingParams
+from data_plane.execution.loaded import LoadOptions
 from data_plane.execution.native_loading import build
 from data_plane.execution.native_model import ArraySource
 from data_plane.execution.native_runner import NativeRunner
@@ -51,10 +52,12 @@ class Model:
         loaded = build(
             self.config,
             ArraySource(arrays),
-            dtype="float32" if wide else "bfloat16",
-            kv_cache_bytes=64 * 16 * self.config.kv_elements_per_token * element,
-            threads=threads,
-            backend=backend,
+            LoadOptions(
+                dtype="float32" if wide else "bfloat16",
+                kv_cache_bytes=64 * 16 * self.config.kv_elements_per_token * element,
+                threads=threads,
+            ),
+            backend,
         )
         assert isinstance(loaded.executor, NativeRunner)
         return loaded.executor

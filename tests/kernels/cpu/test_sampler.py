@@ -16,7 +16,7 @@ from data_plane.execution.logprobs import token_logprobs
 from data_plane.execution.native_runner import NativeRunner
 from data_plane.execution.noise import uniform
 from data_plane.execution.sampler import Place, sample
-from kernels.cpu.decoder import GREEDY, Decoder, Shape, StepInput, aligned, pack_plain
+from kernels.cpu.decoder import GREEDY, Decoder, Shape, StepInput, Weights, aligned, pack_plain
 from tests.kernels.cpu.backends import Backends
 
 LOGPROB_TOLERANCE = 1e-4
@@ -51,17 +51,15 @@ def runner(backend: str, vocabulary: int, scale: float = 0.4) -> NativeRunner:
     embed = numbers.standard_normal((vocabulary, HIDDEN), dtype=np.float32)
     head = numbers.standard_normal((vocabulary, HIDDEN), dtype=np.float32) * np.float32(scale)
     shape = Shape(HIDDEN, 2, 2, 32, HIDDEN, vocabulary, 1e-5, num_blocks=1, max_tokens=256, kv_dtype="float32")
-    decoder = Decoder(
-        shape,
-        embed=pack_plain(embed, "float32", 1),
-        lm_head=pack_plain(head, "float32", 1),
+    weights = Weights(
+        pack_plain(embed, "float32", 1),
+        pack_plain(head, "float32", 1),
         norm=np.ones(HIDDEN, dtype=np.float32),
         inv_freq=np.ones(16, dtype=np.float32),
         layers=[],
-        kv=aligned(shape.kv_elements_per_block * 4),
-        threads=2,
-        backend=backend,
     )
+    kv = aligned(shape.kv_elements_per_block * 4)
+    decoder = Decoder(shape, weights, kv=kv, threads=2, backend=backend)
     return NativeRunner(decoder)
 
 
