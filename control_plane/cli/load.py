@@ -164,14 +164,30 @@ class LoadClient:
             "ignore_eos": True,
             "min_tokens": new_tokens,
         }
+        try:
+            return await self._send(body, new_tokens)
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
+            # some servers close a connection after an answer without saying so: once more, on another one
+            return await self._send(body, new_tokens, again=True)
+
+    async def _send(self, body: dict[str, Any], new_tokens: int, *, again: bool = False) -> Sample:
+        """One request. A connection that breaks before the answer began is raised, unless this is `again`."""
         sample = Sample(sent=time.monotonic())
+        answered = False
         try:
             async with self._session.post(f"{self._plan.base}/completions", json=body) as response:
+                answered = True
                 if response.status != 200:
                     sample.error = f"HTTP {response.status}: {_message(await _body(response))}"
                     return sample
                 await _read_stream(response, sample, new_tokens)
         except (aiohttp.ClientError, TimeoutError) as error:
+            if (
+                not answered
+                and not again
+                and isinstance(error, aiohttp.ClientOSError | aiohttp.ServerDisconnectedError)
+            ):
+                raise
             sample.error = str(error) or type(error).__name__
         return sample
 

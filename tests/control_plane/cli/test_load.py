@@ -28,6 +28,8 @@ class Server:
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     refuse: int = 0
+    hang_up: int = 0
+    """So many requests find their connection closed, as with servers that end one after an answer unsaid."""
     at_once: int = 0
     most_at_once: int = 0
     tells_the_end: bool = False
@@ -40,6 +42,10 @@ async def server() -> AsyncIterator[Server]:
 
     async def completions(request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        if state.hang_up and request.transport is not None:
+            state.hang_up -= 1
+            request.transport.abort()
+            return web.Response()
         state.bodies.append(body)
         if len(state.bodies) > 2 and state.refuse:
             state.refuse -= 1
@@ -128,6 +134,16 @@ async def test_refused_requests_are_errors_and_nothing_else(server: Server) -> N
     assert (case.requests, case.errors) == (10, 3)
     assert case.first_error == "HTTP 503: queue full"
     assert case.decode_tps > 0
+
+
+async def test_a_connection_that_was_closed_is_tried_once_more_on_another(server: Server) -> None:
+    server.hang_up = 1
+    (case,) = await run_plan(plan(server, 1, requests=3), _silent)
+    assert (case.requests, case.errors, server.hang_up) == (3, 0, 0)
+    server.hang_up = 10
+    with pytest.raises(CliError, match="cannot be measured"):
+        await run_plan(plan(server, 1, requests=3), _silent)
+    assert server.hang_up == 8
 
 
 async def test_a_server_that_is_not_there_is_a_sentence() -> None:
