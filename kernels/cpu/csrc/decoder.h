@@ -64,7 +64,6 @@ class Decoder {
   void quantize(int row, const float* values, const Matrix& next);
   Activations activations(int rows, const float* values, int stride, const Matrix& next) const;
   void multiply(const Matrix& matrix, const Activations& a, float* out, int out_stride);
-  void logits(const EbbStep& step, bool add);
   void logits_block(const EbbStep& step, int first, int count, bool add);
 
   EbbModel model_;
