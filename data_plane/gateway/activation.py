@@ -243,7 +243,7 @@ class Activation:
     def _borrow(self, route: EndpointRoute, *, with_room: bool) -> Lease | None:
         replicas = {replica.id: replica for replica in self._table.usable(route.id, _now())}
         candidates = [Candidate(id, replica.slots, self._in_flight.of_replica(id)) for id, replica in replicas.items()]
-        choice = choose([one for one in candidates if one.has_room] if with_room else candidates)
+        choice = choose(candidates, with_room=with_room)
         if choice is None:
             return None
         return self._in_flight.borrow(route.id, replicas[choice.replica_id], choice.reason)

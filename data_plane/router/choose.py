@@ -1,7 +1,6 @@
-"""Which replica takes a request. Pure: decided by its arguments alone, so that tests and the simulator can run it.
+"""Which replica takes a request. Pure: decided by its arguments alone, so that tests and the simulator run it.
 
-Knows nothing of HTTP, clocks or where the numbers come from. Affinity to cached prefixes will replace the policy here;
-the shape (candidates in, choice with its reason out) stays.
+Knows nothing of HTTP, clocks or where the numbers come from: what is held comes from PrefixIndex, work from Loads.
 """
 
 from collections.abc import Sequence
@@ -10,11 +9,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A replica that could take the request: `slots` it runs at once, `in_flight` it has from this gateway."""
+    """A replica that could take the request.
+
+    `slots` is how many requests it runs at once, `in_flight` how many it has from this gateway. The rest is None or 0
+    where nothing was reported: `running` and `waiting` requests of all gateways, `pending_tokens` of their prompts not
+    computed yet, `kv_usage` from 0 to 1, measured rates, and `matched_tokens` of this request's prompt that it holds.
+    """
 
     replica_id: str
     slots: int
     in_flight: int
+    running: int | None = None
+    waiting: int | None = None
+    pending_tokens: int = 0
+    kv_usage: float = 0.0
+    prefill_tokens_per_s: float | None = None
+    decode_tokens_per_s: float | None = None
+    matched_tokens: int = 0
 
     @property
     def has_room(self) -> bool:
@@ -23,16 +34,37 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Want:
+    """What is known of a request before it is sent: about how many prompt tokens, and whom it belongs with.
+
+    `session` is the client's own word for requests that belong together (a header, `user`, `prompt_cache_key`),
+    `prefix` names the beginning of the prompt; both are None where there is none.
+    """
+
+    prompt_tokens: int = 0
+    session: str | None = None
+    prefix: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
-    """The replica taken, and why, in a word that may be a log field or a header."""
+    """The replica taken, why (a word that may be a log field or a header), and what of the prompt it should hold."""
 
     replica_id: str
     reason: str
+    matched_tokens: int = 0
 
 
-def choose(candidates: Sequence[Candidate]) -> Choice | None:
-    """The least loaded in proportion to its slots, ties by id; None where there is nobody to choose."""
-    if not candidates:
+NOTHING_KNOWN = Want()
+
+
+def choose(candidates: Sequence[Candidate], want: Want = NOTHING_KNOWN, *, with_room: bool = False) -> Choice | None:
+    """The replica for a request, or None where there is nobody, or with `with_room` nobody who has room.
+
+    Reasons: `only`, `prefix`, `least_work`, `session`, `ring`, `least_loaded`.
+    """
+    able = [one for one in candidates if one.has_room] if with_room else candidates
+    if not able:
         return None
-    best = min(candidates, key=lambda one: (one.in_flight / max(1, one.slots), one.in_flight, one.replica_id))
-    return Choice(best.replica_id, "only" if len(candidates) == 1 else "least_loaded")
+    best = min(able, key=lambda one: (one.in_flight / max(1, one.slots), one.in_flight, one.replica_id))
+    return Choice(best.replica_id, "only" if len(candidates) == 1 else "least_loaded", best.matched_tokens)
