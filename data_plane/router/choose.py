@@ -3,17 +3,17 @@
 Knows nothing of HTTP, clocks or where the numbers come from: what is held comes from PrefixIndex, work from Loads.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Candidate:
-    """A replica that could take the request.
+    """A replica that could take the request; not frozen, because Loads keeps one for each replica and updates it.
 
-    `slots` is how many requests it runs at once, `in_flight` how many it has from this gateway. The rest is None or 0
-    where nothing was reported: `running` and `waiting` requests of all gateways, `pending_tokens` of their prompts not
-    computed yet, `kv_usage` from 0 to 1, measured rates, and `matched_tokens` of this request's prompt that it holds.
+    `slots` is how many requests it runs at once, `in_flight` how many it has from this gateway. The rest is of all
+    gateways, as last reported: `running` and `waiting` requests (None where it never reported), `pending_tokens` of
+    their prompts not computed yet, `kv_usage` from 0 to 1, and measured rates (None before there are any).
     """
 
     replica_id: str
@@ -25,7 +25,6 @@ class Candidate:
     kv_usage: float = 0.0
     prefill_tokens_per_s: float | None = None
     decode_tokens_per_s: float | None = None
-    matched_tokens: int = 0
 
     @property
     def has_room(self) -> bool:
@@ -33,17 +32,20 @@ class Candidate:
         return self.in_flight < max(1, self.slots)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Want:
-    """What is known of a request before it is sent: about how many prompt tokens, and whom it belongs with.
+    """What is known of a request before it is sent.
 
-    `session` is the client's own word for requests that belong together (a header, `user`, `prompt_cache_key`),
-    `prefix` names the beginning of the prompt; both are None where there is none.
+    `prompt_tokens` is about how long it is. `session` is the client's own word for requests that belong together
+    (a header, `user`, `prompt_cache_key`), `prefix` names the beginning of the prompt; None where there is none.
+    `held` is PrefixIndex.match: leading chunks by replica, each of about `chunk_tokens`.
     """
 
     prompt_tokens: int = 0
     session: str | None = None
     prefix: str | None = None
+    held: Mapping[str, int] = field(default_factory=dict[str, int])
+    chunk_tokens: float = 64.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +57,7 @@ class Choice:
     matched_tokens: int = 0
 
 
-NOTHING_KNOWN = Want()
-
-
-def choose(candidates: Sequence[Candidate], want: Want = NOTHING_KNOWN, *, with_room: bool = False) -> Choice | None:
+def choose(candidates: Sequence[Candidate], want: Want | None = None, *, with_room: bool = False) -> Choice | None:
     """The replica for a request, or None where there is nobody, or with `with_room` nobody who has room.
 
     Reasons: `only`, `prefix`, `least_work`, `session`, `ring`, `least_loaded`.
@@ -67,4 +66,4 @@ def choose(candidates: Sequence[Candidate], want: Want = NOTHING_KNOWN, *, with_
     if not able:
         return None
     best = min(able, key=lambda one: (one.in_flight / max(1, one.slots), one.in_flight, one.replica_id))
-    return Choice(best.replica_id, "only" if len(candidates) == 1 else "least_loaded", best.matched_tokens)
+    return Choice(best.replica_id, "only" if len(candidates) == 1 else "least_loaded")

@@ -6,6 +6,11 @@ Knows nothing of HTTP or prefixes; time is an argument, in seconds of one monoto
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+from data_plane.router.choose import Candidate
+
+REPORT_LAG_S = 1.0
+"""A report may be this old when it comes. What was sent within it is counted on top: rather twice than not at all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -20,74 +25,82 @@ class Report:
     decode_tokens_per_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What a replica has to do as this gateway sees it. Fields as in `Report`; `running` and `waiting` are None
-    where it never reported."""
-
-    in_flight: int = 0
-    running: int | None = None
-    waiting: int | None = None
-    pending_tokens: int = 0
-    kv_usage: float = 0.0
-    prefill_tokens_per_s: float | None = None
-    decode_tokens_per_s: float | None = None
+@dataclass(slots=True)
+class _Sent:
+    at: float
+    tokens: int
 
 
 @dataclass(eq=False, slots=True)
 class _Replica:
+    candidate: Candidate
     report: Report | None = None
-    reported_at: float = 0.0
-    open: dict[Hashable, tuple[float, int]] = field(default_factory=dict[Hashable, tuple[float, int]])
+    since: float = 0.0
+    open: dict[Hashable, _Sent] = field(default_factory=dict[Hashable, _Sent])
+
+    def recount(self) -> None:
+        """Make the candidate say what is known: the report and what was sent after it; without one, what is open."""
+        one, report = self.candidate, self.report
+        one.in_flight = len(self.open)
+        if report is None:
+            one.pending_tokens = sum(sent.tokens for sent in self.open.values())
+            return
+        unknown = [sent.tokens for sent in self.open.values() if sent.at > self.since]
+        one.running, one.waiting = report.running, report.waiting + len(unknown)
+        one.pending_tokens = report.pending_tokens + sum(unknown)
+        one.kv_usage = report.kv_usage
+        one.prefill_tokens_per_s, one.decode_tokens_per_s = report.prefill_tokens_per_s, report.decode_tokens_per_s
 
 
 class Loads:
-    """The work of all replicas. `sent`, `answered` and `ended` speak of one request of this gateway."""
+    """The work of all replicas of an endpoint. `sent`, `answered` and `ended` speak of one request of this gateway."""
 
-    def __init__(self, report_lag_s: float = 1.0) -> None:
+    def __init__(self, report_lag_s: float = REPORT_LAG_S) -> None:
         self._lag_s = report_lag_s
         self._replicas: dict[str, _Replica] = {}
 
     def sent(self, replica_id: str, request: Hashable, new_tokens: int, now: float) -> None:
         """A request went there; about `new_tokens` of its prompt are not held there and have to be computed."""
-        self._replicas.setdefault(replica_id, _Replica()).open[request] = (now, new_tokens)
+        replica = self._replica(replica_id)
+        replica.open[request] = _Sent(now, new_tokens)
+        replica.recount()
 
     def answered(self, replica_id: str, request: Hashable) -> None:
         """Its first token came: its prompt is no longer work."""
-        replica = self._replicas.get(replica_id)
-        if replica is not None and request in replica.open:
-            replica.open[request] = (replica.open[request][0], 0)
+        if (replica := self._replicas.get(replica_id)) is not None and request in replica.open:
+            replica.open[request].tokens = 0
+            replica.recount()
 
     def ended(self, replica_id: str, request: Hashable) -> None:
         """It is over, however it ended."""
-        if (replica := self._replicas.get(replica_id)) is not None:
-            replica.open.pop(request, None)
+        if (replica := self._replicas.get(replica_id)) is not None and replica.open.pop(request, None) is not None:
+            replica.recount()
 
     def reported(self, replica_id: str, report: Report, now: float) -> None:
-        """The replica told what it has to do. It may be as old as the lag: what was sent within it counts on top."""
-        replica = self._replicas.setdefault(replica_id, _Replica())
-        replica.report, replica.reported_at = report, now
+        """The replica told what it has to do."""
+        replica = self._replica(replica_id)
+        replica.report, replica.since = report, now - self._lag_s
+        replica.recount()
+
+    def silent(self, replica_id: str) -> None:
+        """The replica's reports stopped coming: from now on only what this gateway has there is known."""
+        if (replica := self._replicas.get(replica_id)) is not None:
+            replica.report = None
+            replica.candidate = Candidate(replica_id, replica.candidate.slots, 0)
+            replica.recount()
 
     def forget(self, replica_id: str) -> None:
         """The replica is gone."""
         self._replicas.pop(replica_id, None)
 
-    def of(self, replica_id: str) -> Load:
-        """What the replica has to do now."""
+    def candidate(self, replica_id: str, slots: int) -> Candidate:
+        """The replica as `choose` wants it. One object for its life, kept up to date: do not keep or change it."""
+        candidate = self._replica(replica_id).candidate
+        candidate.slots = slots
+        return candidate
+
+    def _replica(self, replica_id: str) -> _Replica:
         replica = self._replicas.get(replica_id)
         if replica is None:
-            return Load()
-        report = replica.report
-        if report is None:
-            return Load(len(replica.open), pending_tokens=sum(tokens for _, tokens in replica.open.values()))
-        since = replica.reported_at - self._lag_s
-        unknown = [tokens for sent, tokens in replica.open.values() if sent > since]
-        return Load(
-            in_flight=len(replica.open),
-            running=report.running,
-            waiting=report.waiting + len(unknown),
-            pending_tokens=report.pending_tokens + sum(unknown),
-            kv_usage=report.kv_usage,
-            prefill_tokens_per_s=report.prefill_tokens_per_s,
-            decode_tokens_per_s=report.decode_tokens_per_s,
-        )
+            replica = self._replicas[replica_id] = _Replica(Candidate(replica_id, 1, 0))
+        return replica

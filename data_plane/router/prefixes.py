@@ -56,7 +56,7 @@ class PrefixIndex:
                 replica.expected[name] = max(until, replica.expected.get(name, until))
 
     def match(self, chain: Sequence[int], now: float) -> dict[str, int]:
-        """How many leading chunks of the chain each replica holds or is expected to; replicas with none are left out."""
+        """How many leading chunks of the chain each replica holds or is expected to; those with none are left out."""
         found: dict[str, int] = {}
         for replica_id, replica in self._replicas.items():
             held = 0
