@@ -5,6 +5,17 @@ Knows nothing of HTTP, clocks or where the numbers come from: what is held comes
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
+
+from data_plane.router.ring import ring_of
+
+AFFINITY = 1.0
+"""A prefix is left only for a start that is earlier by this many times what the prefix saves. Computing it again also
+takes the time of those who come after, and cache from those who were there: 0 would count neither."""
+USUAL_ANSWER_TOKENS = 256
+USUAL_PREFILL_TOKENS_PER_S = 4000.0
+USUAL_DECODE_TOKENS_PER_S = 400.0
+"""Stand in for what no replica has reported. Where none has, only their ratio matters, and that little."""
 
 
 @dataclass(slots=True)
@@ -60,10 +71,63 @@ class Choice:
 def choose(candidates: Sequence[Candidate], want: Want | None = None, *, with_room: bool = False) -> Choice | None:
     """The replica for a request, or None where there is nobody, or with `with_room` nobody who has room.
 
-    Reasons: `only`, `prefix`, `least_work`, `session`, `ring`, `least_loaded`.
+    Reasons: `only` there was no other; `prefix` it holds more of the prompt than others, and waiting there costs less
+    than computing elsewhere; `least_work` it has the least to do; where nothing was reported and nothing is held,
+    `session` and `ring` for the first on the ring under the bound, and `least_loaded` without a key.
     """
+    want = want or Want()
     able = [one for one in candidates if one.has_room] if with_room else candidates
     if not able:
         return None
+    if len(able) == 1:
+        return Choice(able[0].replica_id, "only", _matched(able[0], want))
+    if want.held or any(one.running is not None for one in able):
+        return _by_work(able, want)
+    key = want.session or want.prefix
+    if key is not None:
+        return _by_ring(able, key, "ring" if want.session is None else "session")
     best = min(able, key=lambda one: (one.in_flight / max(1, one.slots), one.in_flight, one.replica_id))
-    return Choice(best.replica_id, "only" if len(candidates) == 1 else "least_loaded")
+    return Choice(best.replica_id, "least_loaded")
+
+
+def _by_work(able: Sequence[Candidate], want: Want) -> Choice:
+    prompt, held, chunk = want.prompt_tokens, want.held, want.chunk_tokens
+    usual = _usual_rate(able)
+    nearest = least = able[0]
+    nearest_s = least_work = inf
+    nearest_new = least_new = 0.0
+    for one in able:
+        new = max(1.0, prompt - held.get(one.replica_id, 0) * chunk)
+        rate = one.prefill_tokens_per_s or usual
+        batch = one.in_flight if one.running is None else max(one.in_flight, one.running + (one.waiting or 0))
+        cost_s = (one.pending_tokens + (1.0 + AFFINITY) * new) / rate
+        if batch >= one.slots:
+            cost_s += _place_s(one, batch)
+        work = (one.pending_tokens + new) / rate * (batch + 1)
+        if cost_s < nearest_s:
+            nearest, nearest_s, nearest_new = one, cost_s, new
+        if work < least_work:
+            least, least_work, least_new = one, work, new
+    if nearest_new < least_new:
+        return Choice(nearest.replica_id, "prefix", _matched(nearest, want))
+    return Choice(least.replica_id, "least_work", _matched(least, want))
+
+
+def _place_s(one: Candidate, batch: int) -> float:
+    """Seconds until a replica without a free place has one: it ends an answer of usual length after the other."""
+    rate = one.decode_tokens_per_s or USUAL_DECODE_TOKENS_PER_S
+    return (batch - one.slots + 1) * USUAL_ANSWER_TOKENS / rate
+
+
+def _usual_rate(able: Sequence[Candidate]) -> float:
+    known = [one.prefill_tokens_per_s for one in able if one.prefill_tokens_per_s]
+    return sum(known) / len(known) if known else USUAL_PREFILL_TOKENS_PER_S
+
+
+def _matched(one: Candidate, want: Want) -> int:
+    return min(want.prompt_tokens, int(want.held.get(one.replica_id, 0) * want.chunk_tokens))
+
+
+def _by_ring(able: Sequence[Candidate], key: str, reason: str) -> Choice:
+    loads = {one.replica_id: one.in_flight for one in able}
+    return Choice(ring_of(tuple(sorted(loads))).pick(key, loads), reason)
