@@ -64,8 +64,8 @@ def route(
 ) -> None:
     """Replay a trace through the gateway's routing and through what other gateways do, on simulated replicas.
 
-    Each request's prompt is a chain of blocks; a replica keeps those that it used last. hit_share is blocks found of all
-    blocks; ideal_same_caches what one cache as large as all the replicas' together would have found for the same
+    Each request's prompt is a chain of blocks; a replica keeps those that it used last. hit_share is blocks found of
+    all blocks; ideal_same_caches what one cache as large as all the replicas' together would have found for the same
     requests in the same order, ideal_infinite one without bounds. max_over_mean_load compares what the replicas
     computed, in tokens (prompt tokens not found, tokens decoded). TTFT is the time in the queue and in prefill.
 
@@ -87,9 +87,11 @@ def route(
     try:
         with Progress(*columns, console=stderr(), transient=True) as bars:
             task = bars.add_task("reading the trace", total=None)
-            result = compare(
-                asked, lambda text, done, total: bars.update(task, description=text, completed=done, total=total)
-            )
+
+            def on_progress(text: str, done: int, total: int | None) -> None:
+                bars.update(task, description=text, completed=done, total=total)
+
+            result = compare(asked, on_progress)
         if plot is not None:
             from control_plane.simulator.plot import draw
 

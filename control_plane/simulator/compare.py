@@ -1,4 +1,4 @@
-"""One comparison from its trace to its figures: read, calibrate, replay each policy. Knows nothing of the command line."""
+"""One comparison, from its trace to its figures: read, calibrate, replay each policy. Knows no command line."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
