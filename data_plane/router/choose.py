@@ -7,11 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
+from data_plane.router.prefixes import Held
 from data_plane.router.ring import ring_of
 
-AFFINITY = 1.0
-"""A prefix is left only for a start that is earlier by this many times what the prefix saves. Computing it again also
-takes the time of those who come after, and cache from those who were there: 0 would count neither."""
+AFFINITY = 10.0
+"""A conversation is kept to the replica that holds it unless another would begin with it earlier by this many times
+what holding it saves, on top of the once that it saves this request: computing it again also takes the time of those
+who come after, and the blocks of those who were there. For what many prompts begin with it is 0: wherever it is
+computed again, it is there for the next.
+
+Replaying 24 sessions of coding agents on 4 replicas: with 10 for both 81 % of an ideal router's hits, with 10 and 0
+93 %. Replaying a conversation trace on 16 replicas: 1 gives 86 % of them, 10 gives 96 %, 30 gives 99 % and a mean time
+to the first token that is a fifth longer than with 10."""
 FULL = 0.95
 """A KV cache that full takes no further prompt before an answer ends."""
 USUAL_ANSWER_TOKENS = 256
@@ -45,8 +52,8 @@ class Candidate:
     """Seconds until it would begin with another prompt."""
     token_s: float = field(init=False, repr=False, compare=False)
     """Seconds that each token of a prompt takes."""
-    crowd: int = field(init=False, repr=False, compare=False)
-    """Requests that it would have with another one."""
+    crowd: float = field(init=False, repr=False, compare=False)
+    """How full its batch is: 1 while nothing runs, 2 where every slot is taken."""
 
     def __post_init__(self) -> None:
         self.weigh()
@@ -61,13 +68,13 @@ class Candidate:
         batch = self.in_flight
         if self.running is not None:
             batch = max(batch, self.running + (self.waiting or 0))
-        self.crowd = batch + 1
+        self.crowd = 1.0 + batch / max(1, self.slots)
         self.token_s = 1.0 / (self.prefill_tokens_per_s or USUAL_PREFILL_TOKENS_PER_S)
         self.wait_s = self.pending_tokens * self.token_s
         if batch >= max(1, self.slots) or self.kv_usage > FULL:
             # it has no place: one comes free whenever an answer of usual length ends
             answer_s = USUAL_ANSWER_TOKENS / (self.decode_tokens_per_s or USUAL_DECODE_TOKENS_PER_S)
-            self.wait_s += max(1, self.crowd - self.slots) * answer_s
+            self.wait_s += max(1, batch + 1 - self.slots) * answer_s
 
 
 @dataclass(slots=True)
@@ -119,7 +126,9 @@ def choose(candidates: Sequence[Candidate], want: Want | None = None, *, with_ro
 
 def _by_work(able: Sequence[Candidate], want: Want) -> Choice:
     # written for speed: with 64 replicas every line of the loop costs each request 64 times
-    prompt, chunk, weight, held = want.prompt_tokens, want.chunk_tokens, 1.0 + AFFINITY, want.held
+    prompt, chunk, weight, held = want.prompt_tokens, want.chunk_tokens, 1.0, want.held
+    if not (isinstance(held, Held) and held.is_shared):
+        weight += AFFINITY
     shared = min(held.values()) if len(held) >= len(able) else 0
     more = {replica_id: chunks for replica_id, chunks in held.items() if chunks > shared} if shared else held
     usual = prompt - shared * chunk

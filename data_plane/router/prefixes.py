@@ -9,7 +9,7 @@ is found by bisection.
 """
 
 from array import array
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -25,8 +25,21 @@ _DEPTHS = 8
 
 _MOST_GROUPS = 4_096
 
+_MOST_TURNS = 65_536
+"""Chunks of which it is known what came next: about as many requests are remembered, at 150 bytes each."""
+
+_SEVERAL = -1
+"""Comes next after a chunk that prompts went on from in different ways."""
+
 _SLACK = 1_024
 """Names beyond twice the held ones that a replica's log may have before it is written anew."""
+
+
+class Held(dict[str, int]):
+    """Leading chunks of a chain by replica. `is_shared`: other prompts went on from there in other ways, so that it is
+    likely what many begin with (a system prompt, tools) rather than one conversation of which this is the next turn."""
+
+    is_shared = False
 
 
 @dataclass(eq=False, slots=True)
@@ -52,6 +65,8 @@ class PrefixIndex:
         self._by_place: list[_Replica | None] = []
         """By number of bit; None where the bit is free."""
         self._live = 0
+        self._next: OrderedDict[int, int] = OrderedDict()
+        """What followed on the last known chunk of a chain."""
         self._groups: dict[int, tuple[str, ...]] = {}
         self._gone: deque[_Replica] = deque()
         self._expiring: list[tuple[float, int, _Replica, list[int]]] = []
@@ -129,7 +144,7 @@ class PrefixIndex:
         if self._gone:
             self._sweep()
 
-    def match(self, chain: Sequence[int], now: float) -> dict[str, int]:
+    def match(self, chain: Sequence[int], now: float) -> Held:
         """How many leading chunks of the chain each replica holds or is expected to; those with none are left out.
 
         Exact for the `_DEPTHS` greatest different lengths; replicas that hold less get the least of theirs.
@@ -137,9 +152,9 @@ class PrefixIndex:
         if self._expiring and self._expiring[0][0] <= now:
             self._expire(now)
         get = self._masks.get
-        found: dict[str, int] = {}
+        found = Held()
         rest = get(chain[0], 0) & self._live if chain else 0
-        high, depths = len(chain), _DEPTHS
+        high, depths, longest = len(chain), _DEPTHS, 0
         while rest:
             # find the last chunk that one of the rest holds: `low` is such a chunk, and no chunk from `high` on is
             low = 0
@@ -150,6 +165,7 @@ class PrefixIndex:
                 else:
                     high = middle
             deepest = get(chain[low], 0) & rest
+            longest = longest or high
             ids = self._ids(deepest)
             if len(ids) == 1:
                 found[ids[0]] = high
@@ -160,7 +176,18 @@ class PrefixIndex:
             if not depths:
                 found.update(dict.fromkeys(self._ids(rest), self._common(chain, high, rest)))
                 break
+        if 0 < longest < len(chain):
+            found.is_shared = self._is_left(chain[longest - 1], chain[longest])
         return found
+
+    def _is_left(self, name: int, by: int) -> bool:
+        """Whether others than `by` followed on a chunk; remembers that it did."""
+        before = self._next.get(name, by)
+        self._next[name] = by if before == by else _SEVERAL
+        self._next.move_to_end(name)
+        if len(self._next) > _MOST_TURNS:
+            self._next.popitem(last=False)
+        return before != by
 
     def _common(self, chain: Sequence[int], high: int, bits: int) -> int:
         """How many leading chunks all of these hold."""

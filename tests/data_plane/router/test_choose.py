@@ -60,8 +60,8 @@ def test_of_two_holders_the_one_with_less_to_do_is_taken() -> None:
 
 def test_least_work_is_tokens_times_batch() -> None:
     want = Want(prompt_tokens=1000)
-    assert chosen([replica("a", 0, 6), replica("b", 2000, 1)], want) == ("b", "least_work")
-    assert chosen([replica("a", 0, 2), replica("b", 2000, 1)], want) == ("a", "least_work")
+    assert chosen([replica("a", 0, 6), replica("b", 500, 1)], want) == ("b", "least_work")
+    assert chosen([replica("a", 0, 2), replica("b", 500, 1)], want) == ("a", "least_work")
 
 
 def test_a_replica_without_a_place_costs_the_wait_for_one() -> None:
