@@ -16,7 +16,7 @@ class ReplicaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     step_s: float
     step_tokens: int
     batch: int
-    report_every_s: float = 0.05
+    report_every_s: float = 0.1
 
     @property
     def full_step_s(self) -> float:

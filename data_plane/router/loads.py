@@ -95,8 +95,8 @@ class Loads:
     def silent(self, replica_id: str) -> None:
         """The replica's reports stopped coming: from now on only what this gateway has there is known."""
         if (replica := self._replicas.get(replica_id)) is not None:
-            replica.report = None
-            replica.candidate = Candidate(replica_id, replica.candidate.slots, 0)
+            replica.report, before = None, replica.candidate
+            replica.candidate = Candidate(replica_id, before.slots, 0, recent_tokens=before.recent_tokens)
             replica.recount()
 
     def forget(self, replica_id: str) -> None:
