@@ -24,6 +24,10 @@ LOTS = 8
 not heard of each other's last choices then do not all send to the one that looks idle. The least of 8 is hardly more
 than the least of all (replayed on 16: 1.50 s to the first token either way; with four gateways and reports 0.5 s late
 2.2 instead of 2.5 s), and it is found sooner."""
+COMES_BACK = 0.1
+"""Of what a replica was given to compute in the last minutes, this share counts as if it waited there again: its
+conversations will go on. Without it conversations gather where it happened to be quiet when they began (replaying
+agents on 4 replicas: 89 % of the ideal hits, with it 95 %)."""
 FULL = 0.95
 """A KV cache that full takes no further prompt before an answer ends."""
 USUAL_ANSWER_TOKENS = 256
@@ -75,7 +79,7 @@ class Candidate:
             batch = max(batch, self.running + (self.waiting or 0))
         self.crowd = 1.0 + batch / max(1, self.slots)
         self.token_s = 1.0 / (self.prefill_tokens_per_s or USUAL_PREFILL_TOKENS_PER_S)
-        self.wait_s = self.pending_tokens * self.token_s
+        self.wait_s = (self.pending_tokens + COMES_BACK * self.recent_tokens) * self.token_s
         if batch >= max(1, self.slots) or self.kv_usage > FULL:
             # it has no place: one comes free whenever an answer of usual length ends
             answer_s = USUAL_ANSWER_TOKENS / (self.decode_tokens_per_s or USUAL_DECODE_TOKENS_PER_S)
