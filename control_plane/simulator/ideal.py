@@ -1,9 +1,9 @@
 """What the best router could reach, and how much load that leaves room for.
 
 *Ideal with the same caches*: one cache of all the replicas' blocks together, least recently used first, that every
-request may use: no block is held twice, none is out of reach, and no replica is ever busy. A router that leaves evicting
-to the replicas can be lucky, but not count on more. *Ideal with infinite caches*: what was computed once is never
-computed again, so that each block is missed once.
+request may use: no block is held twice, none is out of reach, and no replica is ever busy. A router that leaves
+evicting to the replicas can be lucky, but not count on more. *Ideal with infinite caches*: what was computed once is
+never computed again, so that each block is missed once.
 
 *Saturation*: a replica's step budget is spent on prompt tokens that no cache held and on tokens decoded. The fleet is
 saturated when sessions start at the rate at which these, with the ideal router's hits, take all of every replica's

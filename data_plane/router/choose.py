@@ -98,7 +98,7 @@ class Want:
     prompt_tokens: int = 0
     session: str | None = None
     prefix: str | None = None
-    held: Mapping[str, int] = field(default_factory=dict[str, int])
+    held: Mapping[str, int] = field(default_factory=Held)
     chunk_tokens: float = 64.0
 
 
@@ -115,8 +115,10 @@ def choose(candidates: Sequence[Candidate], want: Want | None = None, *, with_ro
     """The replica for a request, or None where there is nobody, or with `with_room` nobody who has room.
 
     Reasons: `only` there was no other; `prefix` it holds more of the prompt than others, and waiting there costs less
-    than computing elsewhere; `least_work` it has the least to do; where nothing was reported and nothing is held,
-    `session` and `ring` for the first on the ring under the bound, and `least_loaded` without a key.
+    than computing elsewhere; `least_work` it has the least to do; `session` the prompt is too
+    short to be found again by what it says, or nothing was reported, and this is where the session's ring points;
+    `ring` nothing was reported, and this is where that of the prompt's beginning points; `least_loaded` nothing was
+    reported, and there is no key.
     """
     want = want or Want()
     able = [one for one in candidates if one.has_room] if with_room else candidates
@@ -128,25 +130,21 @@ def choose(candidates: Sequence[Candidate], want: Want | None = None, *, with_ro
         return _by_work(able, want)
     key = want.session or want.prefix
     if key is not None:
-        return _by_ring(able, key, "ring" if want.session is None else "session")
+        return Choice(_home(able, key).replica_id, "ring" if want.session is None else "session")
     best = min(able, key=lambda one: (one.in_flight / max(1, one.slots), one.in_flight, one.replica_id))
     return Choice(best.replica_id, "least_loaded")
 
 
 def _by_work(able: Sequence[Candidate], want: Want) -> Choice:
-    # written for speed: with 64 replicas every line that looks at all of them costs each request 64 times
-    prompt, chunk, weight, held = want.prompt_tokens, want.chunk_tokens, 1.0 + AFFINITY, want.held
-    if isinstance(held, Held) and held.is_shared:
-        weight = 1.0
-    shared = min(held.values()) if len(held) >= len(able) else 0
-    more = {replica_id: chunks for replica_id, chunks in held.items() if chunks > shared} if shared else held
-    if isinstance(held, Held) and held.lot and len(able) > LOTS:
-        able = _drawn(able, held.lot, more)
-    usual = prompt - shared * chunk
+    prompt, chunk, weight = want.prompt_tokens, want.chunk_tokens, 1.0 + AFFINITY
+    held = want.held if isinstance(want.held, Held) else Held([(frozenset([one]), n) for one, n in want.held.items()])
+    if held.lot:
+        weight = 1.0 if held.is_shared else weight
+        able = _drawn(able, held) if len(able) > LOTS else able
     nearest = least = able[0]
     lowest_cost = lowest_work = inf
     for one in able:
-        own_s = one.token_s * (prompt - more[one.replica_id] * chunk if one.replica_id in more else usual)
+        own_s = one.token_s * (prompt - held.of(one.replica_id) * chunk)
         wait_s = one.wait_s
         cost = wait_s + weight * own_s
         if cost <= lowest_cost and (cost < lowest_cost or _is_before(one, nearest)):
@@ -154,18 +152,26 @@ def _by_work(able: Sequence[Candidate], want: Want) -> Choice:
         work = (wait_s + own_s) * one.crowd
         if work <= lowest_work and (work < lowest_work or _is_before(one, least)):
             least, lowest_work = one, work
+    if want.session is not None and not held.lot:
+        # too short to be found again by what it says
+        home = _home(able, want.session)
+        if home.wait_s <= least.wait_s + prompt * home.token_s:
+            return Choice(home.replica_id, "session")
     # the least work decides, unless a replica that holds more is the nearest all the same
-    if more.get(nearest.replica_id, 0) > more.get(least.replica_id, 0):
+    more, less = held.of(nearest.replica_id), held.of(least.replica_id)
+    if more > less:
         return Choice(nearest.replica_id, "prefix", _matched(nearest, want))
-    is_nearest = least.replica_id in more and more[least.replica_id] == more.get(nearest.replica_id)
-    return Choice(least.replica_id, "prefix" if is_nearest else "least_work", _matched(least, want))
+    is_kept = more == less > min(held.of(one.replica_id) for one in able)
+    return Choice(least.replica_id, "prefix" if is_kept else "least_work", _matched(least, want))
 
 
-def _drawn(able: Sequence[Candidate], lot: int, more: Mapping[str, int]) -> list[Candidate]:
-    """Those who hold more than others, and some of the others, whom the prompt draws."""
-    start = lot % len(able)
+def _drawn(able: Sequence[Candidate], held: Held) -> list[Candidate]:
+    """Those who hold most, and some of all, whom the prompt draws."""
+    start, longest = held.lot % len(able), held.longest
     drawn = [*able[start : start + LOTS], *able[: max(0, start + LOTS - len(able))]]
-    return [*drawn, *(one for one in able if one.replica_id in more)] if more else drawn
+    if 0 < len(longest) <= LOTS:
+        drawn += [one for one in able if one.replica_id in longest]
+    return drawn
 
 
 def _is_before(one: Candidate, other: Candidate) -> bool:
@@ -176,6 +182,8 @@ def _matched(one: Candidate, want: Want) -> int:
     return min(want.prompt_tokens, int(want.held.get(one.replica_id, 0) * want.chunk_tokens))
 
 
-def _by_ring(able: Sequence[Candidate], key: str, reason: str) -> Choice:
-    loads = {one.replica_id: one.in_flight for one in able}
-    return Choice(ring_of(tuple(sorted(loads))).pick(key, loads), reason)
+def _home(able: Sequence[Candidate], key: str) -> Candidate:
+    """The first on the key's ring that is not over the bound."""
+    by_id = {one.replica_id: one for one in able}
+    loads = {replica_id: one.in_flight for replica_id, one in by_id.items()}
+    return by_id[ring_of(tuple(sorted(by_id))).pick(key, loads)]

@@ -10,7 +10,7 @@ is found by bisection.
 
 from array import array
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
@@ -35,13 +35,46 @@ _SLACK = 1_024
 """Names beyond twice the held ones that a replica's log may have before it is written anew."""
 
 
-class Held(dict[str, int]):
-    """Leading chunks of a chain by replica. `is_shared`: other prompts went on from there in other ways, so that it is
-    likely what many begin with (a system prompt, tools) rather than one conversation of which this is the next turn.
-    `lot` is a number that differs between prompts and is the same for one wherever it is asked (0: there is none)."""
+class Held(Mapping[str, int]):
+    """Leading chunks of a chain by replica, and `longest`, those who hold most of it.
 
-    is_shared = False
-    lot = 0
+    `is_shared`: other prompts went on from there in other ways, so that it is likely what many begin with (a system
+    prompt, tools) rather than one conversation of which this is the next turn. `lot` is a number that differs between
+    prompts and is the same for one wherever it is asked; 0 where there is none.
+    """
+
+    __slots__ = ("_groups", "is_shared", "lot")
+
+    def __init__(self, groups: Sequence[tuple[frozenset[str], int]] = (), lot: int = 0) -> None:
+        self._groups = groups
+        self.is_shared = False
+        self.lot = lot
+
+    @property
+    def longest(self) -> frozenset[str]:
+        """Ids of those who hold most."""
+        return self._groups[0][0] if self._groups else frozenset()
+
+    def of(self, replica_id: str) -> int:
+        """Chunks that the replica holds. Most often asked of few: groups are not spread out by replica."""
+        for ids, chunks in self._groups:
+            if replica_id in ids:
+                return chunks
+        return 0
+
+    def __getitem__(self, replica_id: str) -> int:
+        if chunks := self.of(replica_id):
+            return chunks
+        raise KeyError(replica_id)
+
+    def __iter__(self) -> Iterator[str]:
+        return (replica_id for ids, _ in self._groups for replica_id in ids)
+
+    def __len__(self) -> int:
+        return sum(len(ids) for ids, _ in self._groups)
+
+    def __bool__(self) -> bool:
+        return bool(self._groups)
 
 
 @dataclass(eq=False, slots=True)
@@ -69,7 +102,7 @@ class PrefixIndex:
         self._live = 0
         self._next: OrderedDict[int, int] = OrderedDict()
         """What followed on the last known chunk of a chain."""
-        self._groups: dict[int, tuple[str, ...]] = {}
+        self._groups: dict[int, frozenset[str]] = {}
         self._gone: deque[_Replica] = deque()
         self._expiring: list[tuple[float, int, _Replica, list[int]]] = []
         self._pushed = 0
@@ -154,12 +187,12 @@ class PrefixIndex:
         if self._expiring and self._expiring[0][0] <= now:
             self._expire(now)
         get = self._masks.get
-        found = Held()
         if not chain:
-            return found
-        found.lot = chain[-1]
+            return Held()
+        groups: list[tuple[frozenset[str], int]] = []
+        found = Held(groups, chain[-1])
         rest = get(chain[0], 0) & self._live
-        high, depths, longest = len(chain), _DEPTHS, 0
+        high, depths = len(chain), _DEPTHS
         while rest:
             # find the last chunk that one of the rest holds: `low` is such a chunk, and no chunk from `high` on is
             low = 0
@@ -170,20 +203,26 @@ class PrefixIndex:
                 else:
                     high = middle
             deepest = get(chain[low], 0) & rest
-            longest = longest or high
-            ids = self._ids(deepest)
-            if len(ids) == 1:
-                found[ids[0]] = high
-            else:
-                found.update(dict.fromkeys(ids, high))
+            groups.append((self._ids(deepest), high))
             rest ^= deepest
             depths -= 1
-            if not depths:
-                found.update(dict.fromkeys(self._ids(rest), self._common(chain, high, rest)))
+            if not depths and rest:
+                groups.append((self._ids(rest), self._common(chain, high, rest)))
                 break
-        if 0 < longest < len(chain):
+        if groups and (longest := groups[0][1]) < len(chain):
             found.is_shared = self._is_left(chain[longest - 1], chain[longest])
         return found
+
+    def _common(self, chain: Sequence[int], high: int, bits: int) -> int:
+        """How many leading chunks all of these hold."""
+        get, low = self._masks.get, 0
+        while high - low > 1:
+            middle = (low + high) >> 1
+            if get(chain[middle], 0) & bits == bits:
+                low = middle
+            else:
+                high = middle
+        return low + 1
 
     def _is_left(self, name: int, by: int) -> bool:
         """Whether others than `by` followed on a chunk; remembers that it did."""
@@ -210,7 +249,7 @@ class PrefixIndex:
         replica = self._replicas.get(replica_id)
         return replica.held if replica else 0
 
-    def _ids(self, bits: int) -> tuple[str, ...]:
+    def _ids(self, bits: int) -> frozenset[str]:
         """Whose bits these are. The same few groups are asked for again and again."""
         known = self._groups.get(bits)
         if known is None:
@@ -224,7 +263,7 @@ class PrefixIndex:
                 ids.append(replica.id)
             if len(self._groups) >= _MOST_GROUPS:
                 self._groups.clear()
-            known = self._groups[bits] = tuple(ids)
+            known = self._groups[bits] = frozenset(ids)
         return known
 
     def _leading(self, names: Sequence[int], bit: int, expected: dict[int, float]) -> int:

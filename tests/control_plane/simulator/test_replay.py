@@ -100,7 +100,7 @@ def test_sessions_that_are_too_few_for_the_load_are_repeated() -> None:
             f"s{number}",
         )
 
-    ready = at_load(workload(*map(session, range(4))), 0.5, 2, 100, SETTINGS)
+    ready = at_load(workload(*map(session, range(4))), 0.5, 2, 10_000, SETTINGS)
     sessions = ready.workload.sessions
     assert len(sessions) % 4 == 0 and len({one.key for one in sessions}) == len(sessions) > 4
     assert {one.requests[0].chain[0] for one in sessions} == {0}

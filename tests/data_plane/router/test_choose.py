@@ -3,6 +3,7 @@
 import pytest
 
 from data_plane.router.choose import Candidate, Want, choose
+from data_plane.router.prefixes import PrefixIndex
 
 RATE = 1000.0
 
@@ -84,6 +85,38 @@ def test_without_reports_a_key_goes_to_the_same_replica_under_the_bound(session:
     loaded = [Candidate(one.replica_id, 8, 8 if one.replica_id == first.replica_id else 1) for one in idle]
     second = choose(loaded, want)
     assert second is not None and second.replica_id != first.replica_id
+
+
+def test_a_session_of_short_prompts_stays_together_where_that_is_not_much_later() -> None:
+    idle = [replica(name) for name in "abcd"]
+    first = chosen(idle, Want(40, "s"))
+    assert first[1] == "session"
+    assert {chosen(idle, Want(tokens, "s")) for tokens in range(1, 60)} == {first}
+    busy = [replica(one.replica_id, pending=5_000 if one.replica_id == first[0] else 0) for one in idle]
+    assert chosen(busy, Want(40, "s"))[0] != first[0]
+
+
+def test_of_many_a_prompt_looks_at_some_and_at_all_who_hold_it() -> None:
+    index = PrefixIndex()
+    index.store("r20", [1, 2, 3])
+    many = [replica(f"r{number:02}", pending=10 * number) for number in range(40)]
+    for last in range(10, 50):
+        assert chosen(many, Want(400, held=index.match([1, 2, 3, last], 0.0), chunk_tokens=100)) == ("r20", "prefix")
+        other = chosen(many, Want(400, held=index.match([last, 2], 0.0), chunk_tokens=100))
+        assert other == (f"r{2 % 40:02}", "least_work")
+
+
+def test_what_many_prompts_begin_with_is_left_as_soon_as_another_is_sooner() -> None:
+    index = PrefixIndex()
+    index.store("b", [1, 2, 3])
+    busy = [replica("a"), replica("b", pending=3_500, running=1)]
+    first, second, third = (
+        chosen(busy, Want(500, held=index.match([1, 2, 3, other, other + 1], 0.0), chunk_tokens=100))
+        for other in (10, 20, 10)
+    )
+    assert first == ("b", "prefix"), "as far as is known a conversation that goes on"
+    assert second == ("a", "least_work")
+    assert third == ("a", "least_work"), "by now it is known to be shared"
 
 
 def test_the_order_of_candidates_does_not_matter() -> None:
