@@ -11,7 +11,7 @@ import gzip
 import tomllib
 import zlib
 from collections.abc import Callable, Iterator
-from itertools import count, pairwise
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -92,7 +92,7 @@ def _agentic_requests(row: _AgenticRow, number: int, names: dict[object, int]) -
     shared_blocks = (row.tool_tokens + row.system_tokens) // row.block_size
     shared = dict.fromkeys(flat[0].hash_ids[:shared_blocks]) if flat else {}
     places = {name: (row.tool_tokens, row.system_tokens, at) for at, name in enumerate(shared)}
-    for before, request in pairwise((None, *flat)):
+    for before, request in zip([None, *flat], flat, strict=False):
         keys = (places.get(name, (number, name)) for name in request.hash_ids)
         chain = tuple(names.setdefault(key, len(names)) for key in keys)
         think_s = request.think_time

@@ -1,6 +1,7 @@
 """Draws a comparison: hits, times and balance side by side. Needs matplotlib, which nothing else of Ebb does."""
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,8 @@ _BARS = "#3b6ea5"
 
 def draw(figures: Sequence[Figures], title: str, path: Path) -> None:
     """Write the picture to `path`, in the format of its ending. Raises SimulationError where it cannot be written."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # only who draws needs it
-    from matplotlib.figure import Figure
-
-    picture = Figure(figsize=(12, 4), layout="constrained")
-    FigureCanvasAgg(picture)
+    # by name, because nobody else needs it and few have it
+    picture: Any = import_module("matplotlib.figure").Figure(figsize=(12, 4), layout="constrained")
     hits, times, balance = picture.subplots(1, 3)
     picture.suptitle(title, fontsize=9)
     _bars(hits, figures, lambda one: one.hit_share, "share of blocks found")

@@ -1,6 +1,6 @@
 """The simulator on traces whose answers are known, and its books on traces made up."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +12,7 @@ from control_plane.simulator.policies import POLICIES, Fleet, Policy
 from control_plane.simulator.replay import Outcome, Setting, replay
 from control_plane.simulator.settings import ReplicaSettings
 from control_plane.simulator.workload import Request, Session, Workload
+from data_plane.router.loads import Report
 
 SETTINGS = ReplicaSettings(prefill_tokens_per_s=1000.0, step_s=0.01, step_tokens=100, batch=4, report_every_s=0.01)
 
@@ -169,7 +170,7 @@ def _watched(policy: Policy, heard: list[tuple[int, set[int]]]) -> Policy:
     held: dict[int, set[int]] = {}
     tell: Callable[..., None] = policy.reported
 
-    def reported(replica: int, report: object, stored: list[int], evicted: list[int], now: float) -> None:
+    def reported(replica: int, report: Report, stored: Sequence[int], evicted: Sequence[int], now: float) -> None:
         mine = held.setdefault(replica, set())
         mine.difference_update(evicted)
         mine.update(stored)
