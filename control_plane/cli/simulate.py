@@ -13,6 +13,7 @@ from control_plane.cli.options import Output, OutputOption, examples_of
 from control_plane.cli.output import print_json, print_table, stderr
 
 if TYPE_CHECKING:
+    from control_plane.simulator.compare import Compared, Comparison
     from control_plane.simulator.figures import Figures
 
 POLICIES = ("ebb", "chwbl", "tree", "round-robin", "least-load", "session")
@@ -76,13 +77,27 @@ def route(
     """
     if plot is not None and find_spec("matplotlib") is None:
         raise CliError("--plot needs matplotlib, which Ebb does without otherwise: pip install matplotlib.")
-    from control_plane.simulator.compare import Comparison, compare  # only who simulates pays for it
-    from control_plane.simulator.errors import SimulationError
+    from control_plane.simulator.compare import Comparison  # only who simulates pays for it
 
     names = _policies(policies)
-    asked = Comparison(
-        trace, str(format), replicas, cache_blocks, names, load, gateways, report_delay, unique, seed, settings
+    result = _compared(
+        Comparison(
+            trace, str(format), replicas, cache_blocks, names, load, gateways, report_delay, unique, seed, settings
+        ),
+        plot,
     )
+    if output is Output.json:
+        print_json({"policies": [one.as_json() for one in result.figures]})
+        return
+    stderr().print(result.title)
+    _print(result.figures)
+
+
+def _compared(asked: "Comparison", plot: Path | None) -> "Compared":
+    from control_plane.simulator.compare import compare
+    from control_plane.simulator.errors import SimulationError
+    from control_plane.simulator.plot import draw
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
         with Progress(*columns, console=stderr(), transient=True) as bars:
@@ -93,16 +108,10 @@ def route(
 
             result = compare(asked, on_progress)
         if plot is not None:
-            from control_plane.simulator.plot import draw
-
             draw(result.figures, result.title, plot)
     except SimulationError as error:
         raise CliError(str(error)) from error
-    if output is Output.json:
-        print_json({"policies": [one.as_json() for one in result.figures]})
-        return
-    stderr().print(result.title)
-    _print(result.figures)
+    return result
 
 
 def _policies(text: str) -> tuple[str, ...]:
