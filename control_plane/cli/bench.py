@@ -104,6 +104,7 @@ def route(
     most: Annotated[int | None, typer.Option("--most", min=1, help="Only the first so many conversations.")] = None,
     at_once: Annotated[int, typer.Option("--at-once", min=1, help="Conversations in progress.")] = 8,
     new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Tokens of each answer, at most.")] = 16,
+    think: Annotated[float, typer.Option("--think", min=0, help="Seconds before each turn, on average.")] = 0.0,
     home: HomeOption = DEFAULT_HOME,
     output: OutputOption = Output.table,
 ) -> None:
@@ -115,7 +116,7 @@ def route(
 
     turns = read_conversations(conversations, tools, most)
     named = model or url.rstrip("/").removesuffix("/v1").rsplit("/", 1)[-1]
-    plan = TurnPlan(url, key or _own_key(home, url), named, at_once, new_tokens)
+    plan = TurnPlan(url, key or _own_key(home, url), named, at_once, new_tokens, think)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=stderr(), transient=True) as bars:
         task = bars.add_task("turns", total=None)

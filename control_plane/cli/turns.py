@@ -7,6 +7,7 @@ it. Of Ebb it knows the header that tells the route, and does without it.
 import asyncio
 import gzip
 import json
+import random
 import secrets
 import statistics
 import time
@@ -19,6 +20,8 @@ from typing import Any
 import aiohttp
 
 from control_plane.cli.errors import CliError
+
+_SEED = 20_260_101
 
 Turn = list[dict[str, str]]
 OnTurn = Callable[[int, int], None]
@@ -33,6 +36,8 @@ class TurnPlan:
     model: str
     at_once: int
     new_tokens: int
+    think_s: float
+    """Between an answer's end and the next turn, on average."""
 
 
 @dataclass
@@ -104,6 +109,7 @@ async def replay(plan: TurnPlan, conversations: list[list[Turn]], on_turn: OnTur
     """All conversations, each begun when one before it has ended. A salt of this run's own makes it begin cold."""
     result = Turns()
     left = iter(conversations)
+    pauses = random.Random(_SEED)  # noqa: S311  # nothing here is a secret
     total = sum(map(len, conversations))
     # not OpenAI's: servers that do not know it pass over it, and are to be restarted between runs
     salt = secrets.token_hex(8)
@@ -115,6 +121,7 @@ async def replay(plan: TurnPlan, conversations: list[list[Turn]], on_turn: OnTur
         async def one_after_another() -> None:
             for turns in left:
                 for turn in turns:
+                    await asyncio.sleep(plan.think_s * pauses.uniform(0.5, 1.5))
                     if not await _send(plan, session, turn, salt, result):
                         break
                     on_turn(len(result.ttfts_s), total)

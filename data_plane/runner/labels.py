@@ -22,21 +22,40 @@ def label_ids(chain: Chain, block_size: int) -> Labels:
 
 def label_text(chain: Chain, ends: Sequence[int], block_size: int) -> Labels:
     """Labels of a prompt that is a text; `ends` as `tokens_at` wants them."""
-    return _by_block(chain, [tokens_at(chain.chunk * (at + 1), ends) for at in range(len(chain.names))], block_size)
+    places = [chain.chunk * (at + 1) for at in range(len(chain.names))]
+    return _by_block(chain, _counts(places, ends), block_size)
 
 
 def label_chat(chain: Chain, pieces: Sequence[Piece], text: str, ends: Sequence[int], block_size: int) -> Labels:
     """Labels of a chat, whose canonical text is `pieces` and whose rendered prompt is `text`."""
-    places = places_of(pieces, text, chain.chunk, len(chain.names))
-    return _by_block(chain, [tokens_at(place, ends) for place in places], block_size)
+    return _by_block(chain, _counts(places_of(pieces, text, chain.chunk, len(chain.names)), ends), block_size)
 
 
-def tokens_at(place: int, ends: Sequence[int]) -> int:
-    """How many tokens cover the first `place` characters; `ends` has, for each token, the place after its last one."""
-    count = bisect_right(ends, place)
-    if (not count or ends[count - 1] < place) and count < len(ends):
+def _counts(places: Sequence[int], ends: Sequence[int]) -> list[int]:
+    counts: list[int] = []
+    at = 0
+    for place in places:
+        at = tokens_at(place, ends, at)
+        counts.append(at)
+    return counts
+
+
+def tokens_at(place: int, ends: Sequence[int], least: int = 0) -> int:
+    """How many tokens cover the first `place` characters, where it is known that `least` do not cover more.
+
+    `ends` has, for each token, the place after its last character.
+    """
+    size = len(ends)
+    low, step = max(0, least - 1), 128
+    # the next chunk's end is near: fewer looks than at all tokens
+    while low + step < size and ends[low + step] <= place:
+        low, step = low + step, step * 2
+    count = bisect_right(ends, place, low, min(size, low + step))
+    if count < size and (not count or ends[count - 1] < place):
         # the next token goes beyond the place, perhaps with others that are parts of the same character
-        count = bisect_right(ends, ends[count])
+        end = ends[count]
+        while count < size and ends[count] == end:
+            count += 1
     return count
 
 

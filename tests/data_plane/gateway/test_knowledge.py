@@ -145,7 +145,8 @@ async def test_a_request_goes_where_its_beginning_is_and_everybody_is_told(world
             assert response.status == 200
             await response.read()
             told = dict(part.split("=") for part in response.headers["x-ebb-route"].split("; "))
-            assert told["replica"] == "r2" and told["reason"] == "prefix" and int(told["matched"]) > 300
+            assert told["replica"] == "r2" and int(told["matched"]) > 300, told
+            reason = told["reason"]
     assert not first.seen and second.seen[0].body["user"] == "ann"
     async with world.get("/routes/recent") as response:
         assert response.status == 403
@@ -153,14 +154,14 @@ async def test_a_request_goes_where_its_beginning_is_and_everybody_is_told(world
     await world.known()
     async with world.get("/routes/recent?limit=1&endpoint=chat", reader) as response:
         (record,) = (await response.json())["items"]
-    assert record["replica"] == "r2" and record["reason"] == "prefix" and record["status"] == 200
+    assert record["replica"] == "r2" and record["reason"] == reason in ("prefix", "least_work") and record["status"] == 200
     assert record["matched_tokens"] <= record["prompt_tokens"] and record["ttft_s"] > 0 and record["at"] > 1e9
     for query, status in (("limit=0", 400), ("limit=x", 400), ("endpoint=other", 200)):
         async with world.get(f"/routes/recent?{query}", reader) as response:
             assert response.status == status
     async with world.get("/metrics", reader) as response:
         text = await response.text()
-    assert 'ebb_gateway_routes_total{endpoint="chat",reason="prefix"} 2.0' in text
+    assert f'ebb_gateway_routes_total{{endpoint="chat",reason="{reason}"}} 2.0' in text
     assert 'ebb_gateway_matched_tokens_total{endpoint="chat"}' in text
 
 
@@ -253,10 +254,10 @@ async def test_every_turn_of_a_dialogue_finds_the_one_before(world: World, engin
     world.endpoint("chat", state="live", replicas=replicas)
     await world.known()
     await eventually(lambda: world.gateway.followers.followed == {"r0", "r1"})
-    went: dict[int, list[str]] = {0: [], 1: []}
+    went: dict[int, list[str]] = {0: [], 1: [], 2: []}
     missed = 0
     for turn in range(3):
-        for dialogue in (0, 1):
+        for dialogue in went:
             messages: list[dict[str, str]] = []
             for at in range(turn + 1):
                 messages += [{"role": "user", "content": f"{dialogue} {at} {LONG[:700]}"}]
@@ -265,7 +266,7 @@ async def test_every_turn_of_a_dialogue_finds_the_one_before(world: World, engin
                 usage = (await response.json())["usage"]
                 went[dialogue].append(response.headers["x-ebb-route"].split(";")[0])
             if turn:
-                missed += usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"] > 400
+                missed += usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"] > 250
     assert all(len(set(where)) == 1 for where in went.values()) is hits
     assert (missed == 0) is hits
     if hits:

@@ -56,7 +56,7 @@ def test_the_ends_of_tokens_are_where_their_text_is() -> None:
     for text in ("Hello there, wörld 😀! The answer", "a <|im_end|> b 😀", ""):
         encoded = TOKENIZER.encode_placed(text)
         assert encoded.ids == TOKENIZER.encode(text)
-        ends = encoded.ends()
+        ends = list(encoded.ends())
         assert len(ends) == len(encoded.ids) and ends == sorted(ends) and (ends or [0])[-1] == len(text)
         for place in range(1, len(text) + 1):
             shown = b"".join(TOKENIZER.token_bytes(token) for token in encoded.ids[: tokens_at(place, ends)])
