@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from control_plane.cli import bench, chat, doctor, endpoints, jobs, keys, logs, models, nodes, status, up
+from control_plane.cli import bench, chat, doctor, endpoints, jobs, keys, logs, models, nodes, simulate, status, up
 from control_plane.cli.errors import CliError
 from control_plane.cli.options import examples_of
 from control_plane.cli.output import stderr
@@ -59,6 +59,7 @@ _add("rm", ENDPOINTS, endpoints.rm, "ebb rm chat")
 _add("nodes", ACCESS, nodes.nodes, "ebb nodes", "ebb nodes -o json")
 app.add_typer(keys.app, name="keys", rich_help_panel=ACCESS)
 app.add_typer(bench.app, name="bench", rich_help_panel=ACCESS)
+app.add_typer(simulate.app, name="simulate", rich_help_panel=ACCESS)
 
 
 def main() -> None:

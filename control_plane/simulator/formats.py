@@ -8,8 +8,10 @@ synthetic: TOML that says how many sessions of which sizes to make up.
 """
 
 import gzip
+import tomllib
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import count, pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -90,11 +92,13 @@ def _agentic_requests(row: _AgenticRow, number: int, names: dict[object, int]) -
     shared_blocks = (row.tool_tokens + row.system_tokens) // row.block_size
     shared = dict.fromkeys(flat[0].hash_ids[:shared_blocks]) if flat else {}
     places = {name: (row.tool_tokens, row.system_tokens, at) for at, name in enumerate(shared)}
-    for request in flat:
+    for before, request in pairwise((None, *flat)):
         keys = (places.get(name, (number, name)) for name in request.hash_ids)
         chain = tuple(names.setdefault(key, len(names)) for key in keys)
-        think_s = max(0.0, request.think_time or 0.0)
-        yield Request(chain, max(1, request.input), max(1, request.output), think_s)
+        think_s = request.think_time
+        if think_s is None:
+            think_s = request.t - before.t - before.api_time if before else 0.0
+        yield Request(chain, max(1, request.input), max(1, request.output), max(0.0, think_s))
 
 
 def _flat(requests: list[_AgenticRequest]) -> Iterator[_AgenticRequest]:
@@ -120,3 +124,65 @@ def _lines(path: Path, kind: type[Any]) -> Iterator[tuple[int, Any]]:
         raise SimulationError(f"{path} cannot be read: {error}.") from error
     if not number:
         raise SimulationError(f"{path} is empty.")
+
+
+class _Synthetic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Sessions that all begin with one of `systems` prompts and grow turn by turn."""
+
+    sessions: int = 200
+    turns: int = 6
+    systems: int = 1
+    block_tokens: int = 64
+    system_tokens: int = 1024
+    turn_tokens: int = 512
+    """What each turn adds to the prompt, the answer before it included; exponential around this."""
+    output_tokens: int = 256
+    think_s: float = 10.0
+
+
+def read_synthetic(path: Path, seed: int) -> Workload:
+    """Sessions made up as the file says, in a closed loop. Raises SimulationError."""
+    try:
+        plan = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), _Synthetic)
+    except OSError as error:
+        raise SimulationError(f"{path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise SimulationError(f"{path}: {error}. A synthetic trace is TOML with {_FIELDS}.") from error
+    if min(plan.sessions, plan.turns, plan.systems, plan.block_tokens, plan.output_tokens) < 1:
+        raise SimulationError(f"{path}: sessions, turns, systems, block_tokens and output_tokens are at least 1.")
+    if min(plan.system_tokens, plan.turn_tokens, plan.think_s) < 0:
+        raise SimulationError(f"{path}: system_tokens, turn_tokens and think_s are at least 0.")
+    random, names = Random(seed), count()  # noqa: S311 # nothing here is a secret
+    system_blocks = plan.system_tokens // plan.block_tokens
+    systems = [tuple(next(names) for _ in range(system_blocks)) for _ in range(plan.systems)]
+    sessions = [_synthetic_session(number, plan, random, systems, names) for number in range(plan.sessions)]
+    sessions.sort(key=lambda session: session.start_s)
+    prefix_blocks = system_blocks + max(1, plan.turn_tokens // plan.block_tokens)
+    return Workload(tuple(sessions), plan.block_tokens, min(prefix_blocks, max(1, PREFIX_TOKENS // plan.block_tokens)))
+
+
+def _synthetic_session(
+    number: int, plan: _Synthetic, random: Random, systems: list[tuple[int, ...]], names: Iterator[int]
+) -> Session:
+    chain, tokens = random.choice(systems), plan.system_tokens
+    requests: list[Request] = []
+    for turn in range(plan.turns):
+        tokens += 1 + int(_exponential(random, plan.turn_tokens))
+        chain += tuple(next(names) for _ in range(tokens // plan.block_tokens - len(chain)))
+        output = 1 + int(_exponential(random, plan.output_tokens - 1))
+        requests.append(Request(chain, tokens, output, _exponential(random, plan.think_s) if turn else 0.0))
+    return Session(tuple(requests), random.random(), f"session-{number}")
+
+
+def _exponential(random: Random, mean: float) -> float:
+    return random.expovariate(1.0 / mean) if mean else 0.0
+
+
+_FIELDS = ", ".join(_Synthetic.__struct_fields__)
+
+READERS: dict[str, Callable[[Path, int], Workload]] = {
+    "mooncake": read_mooncake,
+    "agentic": read_agentic,
+    "synthetic": read_synthetic,
+}
+"""By the names that --format takes: (file, seed) to a workload."""

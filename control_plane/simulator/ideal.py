@@ -59,7 +59,9 @@ def unhindered(workload: Workload, capacity: int | None, settings: ReplicaSettin
     while events:
         now, number, at = heappop(events)
         requests = workload.sessions[number].requests
-        served_s = pool.take(requests[at]) / settings.prefill_tokens_per_s + requests[at].output_tokens * settings.step_s
+        served_s = (
+            pool.take(requests[at]) / settings.prefill_tokens_per_s + requests[at].output_tokens * settings.step_s
+        )
         if at + 1 < len(requests):
             heappush(events, (now + served_s + requests[at + 1].think_s, number, at + 1))
     return pool.reuse

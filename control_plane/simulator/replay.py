@@ -131,10 +131,8 @@ class _Replay:
                 self._at(self._now + session.requests[after].think_s, self._arrive, (job.session, after))
 
     def _watch(self, at: int) -> None:
-        due = self._replicas[at].next_at()
-        if due != self._wake_at[at] and due < inf:
-            self._wake_at[at] = due
-            self._at(due, self._due, at)
+        """Something happened at a replica: it will tell of it."""
+        self._expect(at)
         if not self._is_telling[at] and self._policies[0].listens:
             self._is_telling[at] = True
             self._at(self._now + self._setting.settings.report_every_s, self._tell, at)
@@ -143,13 +141,13 @@ class _Replay:
         self._is_telling[at] = False
         self._move(at)
         news = _News(at, *self._replicas[at].report())
-        self._watch_only(at)
+        self._expect(at)
         if self._setting.report_delay_s:
             self._at(self._now + self._setting.report_delay_s, self._hear, news)
         else:
             self._hear(news)
 
-    def _watch_only(self, at: int) -> None:
+    def _expect(self, at: int) -> None:
         due = self._replicas[at].next_at()
         if due != self._wake_at[at] and due < inf:
             self._wake_at[at] = due

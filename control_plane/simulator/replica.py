@@ -1,8 +1,8 @@
 """A model of a replica: continuous batching with chunked prefill, in continuous time. Knows nothing of routing.
 
 Each step of the engine takes `step_s` and a little for every token in it. While a prompt is computed, steps are full:
-one token for each request that decodes, the rest of `step_tokens` for the prompt. Otherwise a step has only the decoding
-requests' tokens. Between two events both rates are constant, so that nothing is simulated step by step.
+one token for each request that decodes, the rest of `step_tokens` for the prompt. Otherwise a step has only the
+decoding requests' tokens. Between two events both rates are constant, so that nothing is simulated step by step.
 """
 
 from collections import deque

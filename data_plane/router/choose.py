@@ -7,11 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
+from data_plane.router.prefixes import Held
 from data_plane.router.ring import ring_of
 
-AFFINITY = 1.0
-"""A prefix is left only for a start that is earlier by this many times what the prefix saves. Computing it again also
-takes the time of those who come after, and cache from those who were there: 0 would count neither."""
+AFFINITY = 10.0
+"""A conversation is kept to the replica that holds it unless another would begin with it earlier by this many times
+what holding it saves, on top of the once that it saves this request: computing it again also takes the time of those
+who come after, and the blocks of those who were there. For what many prompts begin with it is 0: wherever it is
+computed again, it is there for the next.
+
+Replaying 24 sessions of coding agents on 4 replicas: with 10 for both 81 % of an ideal router's hits, with 10 and 0
+93 %. Replaying a conversation trace on 16 replicas: 1 gives 86 % of them, 10 gives 96 %, 30 gives 99 % and a mean time
+to the first token that is a fifth longer than with 10."""
+FULL = 0.95
+"""A KV cache that full takes no further prompt before an answer ends."""
 USUAL_ANSWER_TOKENS = 256
 USUAL_PREFILL_TOKENS_PER_S = 4000.0
 USUAL_DECODE_TOKENS_PER_S = 400.0
@@ -25,6 +34,8 @@ class Candidate:
     `slots` is how many requests it runs at once, `in_flight` how many it has from this gateway. The rest is of all
     gateways, as last reported: `running` and `waiting` requests (None where it never reported), `pending_tokens` of
     their prompts not computed yet, `kv_usage` from 0 to 1, and measured rates (None before there are any).
+    `recent_tokens` is what this gateway gave it to compute in the last minutes: who had least of it is next among
+    equals, because what a replica was given before comes back for more. Whoever changes a field calls `weigh`.
     """
 
     replica_id: str
@@ -36,11 +47,34 @@ class Candidate:
     kv_usage: float = 0.0
     prefill_tokens_per_s: float | None = None
     decode_tokens_per_s: float | None = None
+    recent_tokens: float = 0.0
+    wait_s: float = field(init=False, repr=False, compare=False)
+    """Seconds until it would begin with another prompt."""
+    token_s: float = field(init=False, repr=False, compare=False)
+    """Seconds that each token of a prompt takes."""
+    crowd: float = field(init=False, repr=False, compare=False)
+    """How full its batch is: 1 while nothing runs, 2 where every slot is taken."""
+
+    def __post_init__(self) -> None:
+        self.weigh()
 
     @property
     def has_room(self) -> bool:
         """Whether another request would run at once rather than queue inside the runner."""
         return self.in_flight < max(1, self.slots)
+
+    def weigh(self) -> None:
+        """Work out what `choose` compares: once for each change, rather than for each replica of each request."""
+        batch = self.in_flight
+        if self.running is not None:
+            batch = max(batch, self.running + (self.waiting or 0))
+        self.crowd = 1.0 + batch / max(1, self.slots)
+        self.token_s = 1.0 / (self.prefill_tokens_per_s or USUAL_PREFILL_TOKENS_PER_S)
+        self.wait_s = self.pending_tokens * self.token_s
+        if batch >= max(1, self.slots) or self.kv_usage > FULL:
+            # it has no place: one comes free whenever an answer of usual length ends
+            answer_s = USUAL_ANSWER_TOKENS / (self.decode_tokens_per_s or USUAL_DECODE_TOKENS_PER_S)
+            self.wait_s += max(1, batch + 1 - self.slots) * answer_s
 
 
 @dataclass(slots=True)
@@ -91,37 +125,33 @@ def choose(candidates: Sequence[Candidate], want: Want | None = None, *, with_ro
 
 
 def _by_work(able: Sequence[Candidate], want: Want) -> Choice:
-    prompt, held, chunk = want.prompt_tokens, want.held, want.chunk_tokens
-    usual = _usual_rate(able)
+    # written for speed: with 64 replicas every line of the loop costs each request 64 times
+    prompt, chunk, weight, held = want.prompt_tokens, want.chunk_tokens, 1.0, want.held
+    if not (isinstance(held, Held) and held.is_shared):
+        weight += AFFINITY
+    shared = min(held.values()) if len(held) >= len(able) else 0
+    more = {replica_id: chunks for replica_id, chunks in held.items() if chunks > shared} if shared else held
+    usual = prompt - shared * chunk
     nearest = least = able[0]
-    nearest_s = least_work = inf
-    nearest_new = least_new = 0.0
+    lowest_cost = lowest_work = inf
     for one in able:
-        new = max(1.0, prompt - held.get(one.replica_id, 0) * chunk)
-        rate = one.prefill_tokens_per_s or usual
-        batch = one.in_flight if one.running is None else max(one.in_flight, one.running + (one.waiting or 0))
-        cost_s = (one.pending_tokens + (1.0 + AFFINITY) * new) / rate
-        if batch >= one.slots:
-            cost_s += _place_s(one, batch)
-        work = (one.pending_tokens + new) / rate * (batch + 1)
-        if cost_s < nearest_s:
-            nearest, nearest_s, nearest_new = one, cost_s, new
-        if work < least_work:
-            least, least_work, least_new = one, work, new
-    if nearest_new < least_new:
+        own_s = one.token_s * (prompt - more[one.replica_id] * chunk if one.replica_id in more else usual)
+        wait_s = one.wait_s
+        cost = wait_s + weight * own_s
+        if cost <= lowest_cost and (cost < lowest_cost or _is_before(one, nearest)):
+            nearest, lowest_cost = one, cost
+        work = (wait_s + own_s) * one.crowd
+        if work <= lowest_work and (work < lowest_work or _is_before(one, least)):
+            least, lowest_work = one, work
+    # the least work decides, unless a replica that holds more is the nearest all the same
+    if more.get(nearest.replica_id, 0) > more.get(least.replica_id, 0):
         return Choice(nearest.replica_id, "prefix", _matched(nearest, want))
-    return Choice(least.replica_id, "least_work", _matched(least, want))
+    is_nearest = least.replica_id in more and more[least.replica_id] == more.get(nearest.replica_id)
+    return Choice(least.replica_id, "prefix" if is_nearest else "least_work", _matched(least, want))
 
 
-def _place_s(one: Candidate, batch: int) -> float:
-    """Seconds until a replica without a free place has one: it ends an answer of usual length after the other."""
-    rate = one.decode_tokens_per_s or USUAL_DECODE_TOKENS_PER_S
-    return (batch - one.slots + 1) * USUAL_ANSWER_TOKENS / rate
-
-
-def _usual_rate(able: Sequence[Candidate]) -> float:
-    known = [one.prefill_tokens_per_s for one in able if one.prefill_tokens_per_s]
-    return sum(known) / len(known) if known else USUAL_PREFILL_TOKENS_PER_S
+def _is_before(one: Candidate, other: Candidate) -> bool:
+    return (one.recent_tokens, one.replica_id) < (other.recent_tokens, other.replica_id)
 
 
 def _matched(one: Candidate, want: Want) -> int:

@@ -5,11 +5,16 @@ Knows nothing of HTTP or prefixes; time is an argument, in seconds of one monoto
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from math import exp
 
 from data_plane.router.choose import Candidate
 
 REPORT_LAG_S = 1.0
 """A report may be this old when it comes. What was sent within it is counted on top: rather twice than not at all."""
+
+
+RECENT_S = 300.0
+"""What was sent this long ago counts 1/e: as long as people and agents take between the requests of one session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +49,14 @@ class _Replica:
         one.in_flight = len(self.open)
         if report is None:
             one.pending_tokens = sum(sent.tokens for sent in self.open.values())
+            one.weigh()
             return
         unknown = [sent.tokens for sent in self.open.values() if sent.at > self.since]
         one.running, one.waiting = report.running, report.waiting + len(unknown)
         one.pending_tokens = report.pending_tokens + sum(unknown)
         one.kv_usage = report.kv_usage
         one.prefill_tokens_per_s, one.decode_tokens_per_s = report.prefill_tokens_per_s, report.decode_tokens_per_s
+        one.weigh()
 
 
 class Loads:
@@ -57,6 +64,7 @@ class Loads:
 
     def __init__(self, report_lag_s: float = REPORT_LAG_S) -> None:
         self._lag_s = report_lag_s
+        self._decayed_at = 0.0
         self._replicas: dict[str, _Replica] = {}
 
     def sent(self, replica_id: str, request: Hashable, new_tokens: int, now: float) -> None:
@@ -64,6 +72,8 @@ class Loads:
         replica = self._replica(replica_id)
         replica.open[request] = _Sent(now, new_tokens)
         replica.recount()
+        self._decay(now)
+        replica.candidate.recent_tokens += new_tokens
 
     def answered(self, replica_id: str, request: Hashable) -> None:
         """Its first token came: its prompt is no longer work."""
@@ -96,8 +106,19 @@ class Loads:
     def candidate(self, replica_id: str, slots: int) -> Candidate:
         """The replica as `choose` wants it. One object for its life, kept up to date: do not keep or change it."""
         candidate = self._replica(replica_id).candidate
-        candidate.slots = slots
+        if candidate.slots != slots:
+            candidate.slots = slots
+            candidate.weigh()
         return candidate
+
+    def _decay(self, now: float) -> None:
+        """Once a second, so that all replicas' recent tokens are of the same time."""
+        passed = now - self._decayed_at
+        if passed < 1.0:
+            return
+        self._decayed_at = now
+        for replica in self._replicas.values():
+            replica.candidate.recent_tokens *= exp(-passed / RECENT_S)
 
     def _replica(self, replica_id: str) -> _Replica:
         replica = self._replicas.get(replica_id)

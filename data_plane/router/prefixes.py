@@ -4,12 +4,12 @@ A prefix is a chain of chunk names (64-bit ints), each standing for its chunk an
 tokens or HTTP; time is an argument, in seconds of one monotonic clock.
 
 One dict maps a name to the set of replicas, as the bits of an int. What a replica holds is prefix closed (a runner
-evicts the end of a chain before its beginning), so along a chain the sets only shrink: the places where they do are
-found by galloping, and a chunk between two equal sets is never looked at.
+evicts the end of a chain before its beginning), so along a chain the sets only shrink, and where a set loses a replica
+is found by bisection.
 """
 
 from array import array
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -20,8 +20,26 @@ MOST_PER_REPLICA = 131_072
 _SWEEP = 2_000
 """Names of a gone replica that one call tidies away: about 0.4 ms. All at once they would hold up every stream."""
 
+_DEPTHS = 8
+"""Different lengths that a match tells apart. Each costs a bisection, and only the longest can win."""
+
+_MOST_GROUPS = 4_096
+
+_MOST_TURNS = 65_536
+"""Chunks of which it is known what came next: about as many requests are remembered, at 150 bytes each."""
+
+_SEVERAL = -1
+"""Comes next after a chunk that prompts went on from in different ways."""
+
 _SLACK = 1_024
 """Names beyond twice the held ones that a replica's log may have before it is written anew."""
+
+
+class Held(dict[str, int]):
+    """Leading chunks of a chain by replica. `is_shared`: other prompts went on from there in other ways, so that it is
+    likely what many begin with (a system prompt, tools) rather than one conversation of which this is the next turn."""
+
+    is_shared = False
 
 
 @dataclass(eq=False, slots=True)
@@ -47,6 +65,9 @@ class PrefixIndex:
         self._by_place: list[_Replica | None] = []
         """By number of bit; None where the bit is free."""
         self._live = 0
+        self._next: OrderedDict[int, int] = OrderedDict()
+        """What followed on the last known chunk of a chain."""
+        self._groups: dict[int, tuple[str, ...]] = {}
         self._gone: deque[_Replica] = deque()
         self._expiring: list[tuple[float, int, _Replica, list[int]]] = []
         self._pushed = 0
@@ -98,6 +119,7 @@ class PrefixIndex:
         replica = self._replicas.pop(replica_id, None)
         if replica is not None:
             self._live &= ~replica.bit
+            self._groups.clear()
             replica.log.extend(replica.expected)
             replica.expected.clear()
             self._gone.append(replica)
@@ -122,46 +144,83 @@ class PrefixIndex:
         if self._gone:
             self._sweep()
 
-    def match(self, chain: Sequence[int], now: float) -> dict[str, int]:
-        """How many leading chunks of the chain each replica holds or is expected to; those with none are left out."""
+    def match(self, chain: Sequence[int], now: float) -> Held:
+        """How many leading chunks of the chain each replica holds or is expected to; those with none are left out.
+
+        Exact for the `_DEPTHS` greatest different lengths; replicas that hold less get the least of theirs.
+        """
         if self._expiring and self._expiring[0][0] <= now:
             self._expire(now)
-        masks = self._masks
-        found: dict[str, int] = {}
-        at, end = 0, len(chain)
-        mask = masks.get(chain[0], 0) & self._live if end else 0
-        while mask:
-            # all of `mask` hold chunk `at`; `below` will be the first chunk that one of them lacks
-            step, below = 1, end
-            while at + step < end:
-                if masks.get(chain[at + step], 0) & mask != mask:
-                    below = at + step
-                    break
-                at += step
-                step += step
-            while below - at > 1:
-                middle = (at + below) // 2
-                if masks.get(chain[middle], 0) & mask == mask:
-                    at = middle
+        get = self._masks.get
+        found = Held()
+        rest = get(chain[0], 0) & self._live if chain else 0
+        high, depths, longest = len(chain), _DEPTHS, 0
+        while rest:
+            # find the last chunk that one of the rest holds: `low` is such a chunk, and no chunk from `high` on is
+            low = 0
+            while high - low > 1:
+                middle = (low + high) >> 1
+                if get(chain[middle], 0) & rest:
+                    low = middle
                 else:
-                    below = middle
-            rest = masks.get(chain[below], 0) & mask if below < end else 0
-            self._name(mask & ~rest, below, found)
-            at, mask = below, rest
+                    high = middle
+            deepest = get(chain[low], 0) & rest
+            longest = longest or high
+            ids = self._ids(deepest)
+            if len(ids) == 1:
+                found[ids[0]] = high
+            else:
+                found.update(dict.fromkeys(ids, high))
+            rest ^= deepest
+            depths -= 1
+            if not depths:
+                found.update(dict.fromkeys(self._ids(rest), self._common(chain, high, rest)))
+                break
+        if 0 < longest < len(chain):
+            found.is_shared = self._is_left(chain[longest - 1], chain[longest])
         return found
+
+    def _is_left(self, name: int, by: int) -> bool:
+        """Whether others than `by` followed on a chunk; remembers that it did."""
+        before = self._next.get(name, by)
+        self._next[name] = by if before == by else _SEVERAL
+        self._next.move_to_end(name)
+        if len(self._next) > _MOST_TURNS:
+            self._next.popitem(last=False)
+        return before != by
+
+    def _common(self, chain: Sequence[int], high: int, bits: int) -> int:
+        """How many leading chunks all of these hold."""
+        get, low = self._masks.get, 0
+        while high - low > 1:
+            middle = (low + high) >> 1
+            if get(chain[middle], 0) & bits == bits:
+                low = middle
+            else:
+                high = middle
+        return low + 1
 
     def known(self, replica_id: str) -> int:
         """How many chunks the replica is known to hold, without those only expected."""
         replica = self._replicas.get(replica_id)
         return replica.held if replica else 0
 
-    def _name(self, bits: int, held: int, found: dict[str, int]) -> None:
-        while bits:
-            place = bits.bit_length() - 1
-            bits ^= 1 << place
-            replica = self._by_place[place]
-            assert replica is not None, "a bit that is set and belongs to nobody"
-            found[replica.id] = held
+    def _ids(self, bits: int) -> tuple[str, ...]:
+        """Whose bits these are. The same few groups are asked for again and again."""
+        known = self._groups.get(bits)
+        if known is None:
+            ids: list[str] = []
+            left = bits
+            while left:
+                place = left.bit_length() - 1
+                left ^= 1 << place
+                replica = self._by_place[place]
+                assert replica is not None, "a bit that is set and belongs to nobody"
+                ids.append(replica.id)
+            if len(self._groups) >= _MOST_GROUPS:
+                self._groups.clear()
+            known = self._groups[bits] = tuple(ids)
+        return known
 
     def _leading(self, names: Sequence[int], bit: int, expected: dict[int, float]) -> int:
         """How many leading names are held for sure: they need no expectation."""

@@ -1,0 +1,68 @@
+"""One comparison, from its trace to its figures: read, calibrate, replay each policy. Knows no command line."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from control_plane.simulator.figures import Figures, summarise
+from control_plane.simulator.formats import READERS
+from control_plane.simulator.ideal import at_load
+from control_plane.simulator.policies import POLICIES
+from control_plane.simulator.replay import Setting, replay
+from control_plane.simulator.settings import read_settings
+
+OnProgress = Callable[[str, int, int | None], None]
+"""(what is being done, how much of it, of how much)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What to compare on what; fields as the options of `ebb simulate route`."""
+
+    trace: Path
+    format: str
+    replicas: int
+    cache_blocks: int
+    policies: tuple[str, ...]
+    load: float = 0.7
+    gateways: int = 1
+    report_delay_s: float = 0.0
+    unique: bool = False
+    seed: int = 0
+    settings: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The figures, and a line that says what they are of."""
+
+    figures: list[Figures]
+    title: str
+
+
+def compare(asked: Comparison, on_progress: OnProgress) -> Compared:
+    """Replay every policy on the same workload. Raises SimulationError for files that cannot be used."""
+    settings = read_settings(asked.settings)
+    workload = READERS[asked.format](asked.trace, asked.seed)
+    if asked.unique:
+        workload = workload.unique()
+    on_progress("finding saturation", 0, None)
+    ready = at_load(workload, asked.load, asked.replicas, asked.cache_blocks, settings)
+    total = sum(1 for _ in ready.workload.requests())
+    setting = Setting(asked.replicas, asked.cache_blocks, settings, asked.gateways, asked.report_delay_s, asked.seed)
+    figures: list[Figures] = []
+    for name in asked.policies:
+
+        def step(done: int, label: str = name) -> None:
+            if done % 64 == 0 or done == total:
+                on_progress(label, done, total)
+
+        step(0)
+        outcome = replay(ready.workload, POLICIES[name], setting, step)
+        pooled = asked.replicas * asked.cache_blocks
+        figures.append(summarise(name, outcome, pooled, ready.workload.block_tokens))
+    title = (
+        f"{asked.trace.name}: {total:,} requests on {asked.replicas} replicas of {asked.cache_blocks:,} blocks at "
+        f"{asked.load:.0%} of saturation ({ready.saturation_per_s:.3g} requests/s)"
+    )
+    return Compared(figures, title)

@@ -1,0 +1,58 @@
+"""What a replay comes to: shares, loads and times of one policy. Arithmetic only."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import ceil
+from typing import Any
+
+from control_plane.simulator.ideal import Pool
+from control_plane.simulator.replay import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """One policy's results; see the fields' names in `ebb simulate route --help`."""
+
+    policy: str
+    hit_share: float
+    ideal_same_caches: float
+    ideal_infinite: float
+    max_over_mean_load: float
+    ttft_mean_s: float
+    ttft_p50_s: float
+    ttft_p99_s: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields, rounded to what they are worth."""
+        return {name: value if isinstance(value, str) else round(value, 6) for name, value in asdict(self).items()}
+
+
+def summarise(policy: str, outcome: Outcome, pooled_blocks: int, block_tokens: int) -> Figures:
+    """The figures of a replay; the ideals see the requests in the order in which they came in this very replay."""
+    same, infinite = Pool(pooled_blocks, block_tokens), Pool(None, block_tokens)
+    for job in outcome.jobs:
+        same.take(job.request)
+        infinite.take(job.request)
+    blocks = sum(len(job.request.chain) for job in outcome.jobs)
+    times = sorted(ttfts(outcome))
+    mean_load = sum(outcome.work_tokens) / len(outcome.work_tokens)
+    return Figures(
+        policy=policy,
+        hit_share=sum(job.matched_blocks for job in outcome.jobs) / blocks if blocks else 0.0,
+        ideal_same_caches=same.reuse.hit_share,
+        ideal_infinite=infinite.reuse.hit_share,
+        max_over_mean_load=max(outcome.work_tokens) / mean_load,
+        ttft_mean_s=sum(times) / len(times),
+        ttft_p50_s=percentile(times, 0.5),
+        ttft_p99_s=percentile(times, 0.99),
+    )
+
+
+def ttfts(outcome: Outcome) -> list[float]:
+    """Seconds to the first token, by arrival."""
+    return [job.first_at - job.arrived for job in outcome.jobs if job.first_at is not None]
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The smallest value that at least `share` of the values do not exceed."""
+    return ordered[max(0, ceil(share * len(ordered)) - 1)]

@@ -1,0 +1,160 @@
+"""The simulator on traces whose answers are known, and its books on traces made up."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from control_plane.simulator.figures import percentile, summarise, ttfts
+from control_plane.simulator.ideal import at_load, unhindered
+from control_plane.simulator.policies import POLICIES, Fleet, Policy
+from control_plane.simulator.replay import Outcome, Setting, replay
+from control_plane.simulator.settings import ReplicaSettings
+from control_plane.simulator.workload import Request, Session, Workload
+
+SETTINGS = ReplicaSettings(prefill_tokens_per_s=1000.0, step_s=0.01, step_tokens=100, batch=4, report_every_s=0.0)
+
+
+def workload(*sessions: Session) -> Workload:
+    return Workload(sessions, block_tokens=100, prefix_blocks=2)
+
+
+def one(start_s: float, chain: tuple[int, ...], tokens: int, output: int = 1) -> Session:
+    return Session((Request(chain, tokens, output),), start_s)
+
+
+def run(load: Workload, policy: str = "ebb", replicas: int = 1, blocks: int = 100, **more: int) -> Outcome:
+    return replay(load, POLICIES[policy], Setting(replicas, blocks, SETTINGS, **more), lambda _done: None)
+
+
+def test_a_prompt_takes_its_tokens_and_what_is_held_takes_none() -> None:
+    outcome = run(workload(one(0.0, (1, 2, 3), 350), one(10.0, (1, 2, 3, 4), 450), one(20.0, (1, 2, 9), 300)))
+    assert ttfts(outcome) == pytest.approx([0.35, 0.15, 0.1])
+    assert [job.matched_blocks for job in outcome.jobs] == [0, 3, 2]
+    assert outcome.work_tokens == [350 + 150 + 100 + 3]
+
+
+def test_prompts_wait_for_each_other_and_decoding_slows_them() -> None:
+    outcome = run(workload(one(0.0, (1,), 100, output=1000), one(0.0, (2,), 200), one(0.0, (3,), 100)))
+    # from the second on, one of a step's 100 tokens is the first request's
+    assert ttfts(outcome) == pytest.approx([0.1, 0.1 + 200 / 990, 0.1 + 300 / 990])
+
+
+def test_an_answer_takes_a_step_a_token() -> None:
+    outcome = run(workload(one(0.0, (1,), 100, output=101)))
+    job = outcome.jobs[0]
+    assert job.first_at is not None and job.ended_at is not None
+    # alone, each step is the least that a step takes and one token more
+    assert job.ended_at - job.first_at == pytest.approx(100 * (0.01 + 1 * SETTINGS.token_s))
+
+
+def test_a_full_batch_lets_nobody_in() -> None:
+    outcome = run(workload(*(one(0.0, (number,), 100, output=50) for number in range(5))))
+    first_end = min(job.ended_at or 0.0 for job in outcome.jobs)
+    assert outcome.jobs[4].first_at is not None and outcome.jobs[4].first_at >= first_end
+
+
+def test_a_session_sends_its_next_request_when_it_has_thought() -> None:
+    requests = (Request((1,), 100, 1), Request((1, 2), 200, 1, think_s=5.0))
+    outcome = run(workload(Session(requests, 1.0, "s")))
+    assert [job.arrived for job in outcome.jobs] == pytest.approx([1.0, 1.0 + 0.1 + 5.0])
+    assert ttfts(outcome) == pytest.approx([0.1, 0.1])
+
+
+def test_round_robin_loses_what_ebb_keeps() -> None:
+    turns = tuple(Request(tuple(range(turn + 5)), 500 + 100 * turn, 1, think_s=1.0) for turn in range(6))
+    load = workload(*(Session(_renamed(turns, number), 0.1 * number, f"s{number}") for number in range(3)))
+    kept, lost = run(load, "ebb", replicas=2), run(load, "round-robin", replicas=2)
+    assert sum(job.matched_blocks for job in kept.jobs) == 3 * (5 + 6 + 7 + 8 + 9)
+    assert sum(job.matched_blocks for job in lost.jobs) < 3 * (5 + 6 + 7 + 8 + 9)
+    assert [len({job.replica for job in kept.jobs if job.session == number}) for number in range(3)] == [1, 1, 1]
+    figures = summarise("ebb", kept, 200, 100)
+    assert figures.hit_share == figures.ideal_same_caches == figures.ideal_infinite == 35 / 45
+    assert figures.max_over_mean_load == pytest.approx(4 / 3)
+
+
+def _renamed(requests: tuple[Request, ...], number: int) -> tuple[Request, ...]:
+    return tuple(
+        Request(tuple(100 * number + name for name in one.chain), one.prompt_tokens, one.output_tokens, one.think_s)
+        for one in requests
+    )
+
+
+def test_saturation_is_where_the_work_left_takes_every_step() -> None:
+    load = workload(*(one(float(number), (number % 2, 10 + number % 2), 200, output=50) for number in range(20)))
+    # two of the prompts are computed, of the others one token each
+    work = 2 * 200 + 18 * 1 + 20 * 50
+    assert unhindered(load, 100, SETTINGS).work_tokens == work
+    ready = at_load(load, 0.5, 4, 100, SETTINGS)
+    assert ready.saturation_per_s == pytest.approx(20 / (work / 4000.0))
+    assert ready.workload.span_s == pytest.approx(2 * work / 4000.0)
+
+
+def test_without_reuse_nothing_is_found() -> None:
+    load = workload(*(one(float(number), (1, 2, 3), 300) for number in range(10))).unique()
+    assert summarise("ebb", run(load, replicas=2), 200, 100).hit_share == 0.0
+    assert summarise("ebb", run(load, replicas=2), 200, 100).ideal_infinite == 0.0
+
+
+def test_percentiles_are_values_that_occurred() -> None:
+    assert [percentile([1.0, 2.0, 3.0, 4.0], share) for share in (0.01, 0.5, 0.51, 0.99, 1.0)] == [1, 2, 3, 4, 4]
+
+
+SESSIONS = st.lists(
+    st.builds(
+        Session,
+        st.lists(
+            st.builds(
+                Request,
+                st.integers(0, 6).map(lambda length: tuple(range(length))),
+                st.integers(1, 900),
+                st.integers(1, 60),
+                st.floats(0.0, 2.0),
+            ),
+            min_size=1,
+            max_size=4,
+        ).map(tuple),
+        st.floats(0.0, 5.0),
+        st.none() | st.text("ab", max_size=2),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+@settings(max_examples=15, deadline=None)
+@given(SESSIONS, st.integers(1, 4), st.integers(1, 8), st.integers(1, 3), st.sampled_from([0.0, 0.5]))
+def test_books_balance(
+    name: str, sessions: list[Session], replicas: int, blocks: int, gateways: int, delay_s: float
+) -> None:
+    heard: list[tuple[int, set[int]]] = []
+
+    def make(fleet: Fleet) -> Policy:
+        return _watched(POLICIES[name](fleet), heard)
+
+    done: list[int] = []
+    setting = Setting(replicas, blocks, SETTINGS, gateways, delay_s)
+    outcome = replay(workload(*sessions), make, setting, done.append)
+    total = sum(len(session.requests) for session in sessions)
+    assert len(outcome.jobs) == total and done == list(range(1, total + 1))
+    assert sum(outcome.work_tokens) == sum(job.computed_tokens + job.request.output_tokens for job in outcome.jobs)
+    assert all(job.computed_tokens <= max(1, job.request.prompt_tokens) for job in outcome.jobs)
+    assert all(len(held) <= blocks for _, held in heard)
+
+
+def _watched(policy: Policy, heard: list[tuple[int, set[int]]]) -> Policy:
+    """The policy, with a note of what the replicas say that they hold."""
+    held: dict[int, set[int]] = {}
+    tell: Callable[..., None] = policy.reported
+
+    def reported(replica: int, report: object, stored: list[int], evicted: list[int], now: float) -> None:
+        mine = held.setdefault(replica, set())
+        mine.difference_update(evicted)
+        mine.update(stored)
+        heard.append((replica, set(mine)))
+        tell(replica, report, stored, evicted, now)
+
+    policy.reported = reported
+    return policy
