@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from control_plane.simulator.figures import Figures, summarise
+from control_plane.simulator.figures import Figures, pooled_share, summarise
 from control_plane.simulator.formats import READERS
-from control_plane.simulator.ideal import at_load
+from control_plane.simulator.ideal import at_load, infinite_share
 from control_plane.simulator.policies import POLICIES
 from control_plane.simulator.replay import Setting, replay
 from control_plane.simulator.settings import read_settings
@@ -47,9 +47,12 @@ def compare(asked: Comparison, on_progress: OnProgress) -> Compared:
     if asked.unique:
         workload = workload.unique()
     on_progress("finding saturation", 0, None)
-    ready = at_load(workload, asked.load, asked.replicas, asked.cache_blocks, settings)
+    ready = at_load(workload, asked.load, asked.replicas, asked.cache_blocks, settings, asked.seed)
     total = sum(1 for _ in ready.workload.requests())
     setting = Setting(asked.replicas, asked.cache_blocks, settings, asked.gateways, asked.report_delay_s, asked.seed)
+    infinite = infinite_share(ready.workload)
+    is_open = total == len(ready.workload.sessions)
+    pooled: float | None = None
     figures: list[Figures] = []
     for name in asked.policies:
 
@@ -59,8 +62,9 @@ def compare(asked: Comparison, on_progress: OnProgress) -> Compared:
 
         step(0)
         outcome = replay(ready.workload, POLICIES[name], setting, step)
-        pooled = asked.replicas * asked.cache_blocks
-        figures.append(summarise(name, outcome, pooled, ready.workload.block_tokens))
+        if pooled is None or not is_open:  # in a closed loop each policy has its own order of requests
+            pooled = pooled_share(outcome, asked.replicas * asked.cache_blocks, ready.workload.block_tokens)
+        figures.append(summarise(name, outcome, pooled, infinite))
     title = (
         f"{asked.trace.name}: {total:,} requests on {asked.replicas} replicas of {asked.cache_blocks:,} blocks at "
         f"{asked.load:.0%} of saturation ({ready.saturation_per_s:.3g} requests/s)"

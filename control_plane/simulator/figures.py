@@ -27,20 +27,24 @@ class Figures:
         return {name: value if isinstance(value, str) else round(value, 6) for name, value in asdict(self).items()}
 
 
-def summarise(policy: str, outcome: Outcome, pooled_blocks: int, block_tokens: int) -> Figures:
-    """The figures of a replay; the ideals see the requests in the order in which they came in this very replay."""
-    same, infinite = Pool(pooled_blocks, block_tokens), Pool(None, block_tokens)
+def pooled_share(outcome: Outcome, pooled_blocks: int, block_tokens: int) -> float:
+    """The ideal router's hit share with the same caches, for the requests in the order in which they came here."""
+    pool = Pool(pooled_blocks, block_tokens)
     for job in outcome.jobs:
-        same.take(job.request)
-        infinite.take(job.request)
+        pool.take(job.request)
+    return pool.reuse.hit_share
+
+
+def summarise(policy: str, outcome: Outcome, ideal_same_caches: float, ideal_infinite: float) -> Figures:
+    """The figures of a replay beside the ideals'."""
     blocks = sum(len(job.request.chain) for job in outcome.jobs)
     times = sorted(ttfts(outcome))
     mean_load = sum(outcome.work_tokens) / len(outcome.work_tokens)
     return Figures(
         policy=policy,
         hit_share=sum(job.matched_blocks for job in outcome.jobs) / blocks if blocks else 0.0,
-        ideal_same_caches=same.reuse.hit_share,
-        ideal_infinite=infinite.reuse.hit_share,
+        ideal_same_caches=ideal_same_caches,
+        ideal_infinite=ideal_infinite,
         max_over_mean_load=max(outcome.work_tokens) / mean_load,
         ttft_mean_s=sum(times) / len(times),
         ttft_p50_s=percentile(times, 0.5),

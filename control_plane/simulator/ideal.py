@@ -1,8 +1,9 @@
 """What the best router could reach, and how much load that leaves room for.
 
 *Ideal with the same caches*: one cache of all the replicas' blocks together, least recently used first, that every
-request may use. No block is held twice and none is out of reach, so no router that leaves evicting to the replicas can
-be expected to do better. *Ideal with infinite caches*: whatever was computed once is never computed again.
+request may use: no block is held twice, none is out of reach, and no replica is ever busy. A router that leaves evicting
+to the replicas can be lucky, but not count on more. *Ideal with infinite caches*: what was computed once is never
+computed again, so that each block is missed once.
 
 *Saturation*: a replica's step budget is spent on prompt tokens that no cache held and on tokens decoded. The fleet is
 saturated when sessions start at the rate at which these, with the ideal router's hits, take all of every replica's
@@ -11,10 +12,15 @@ budget. A load of 0.7 is 70 % of that rate.
 
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from math import ceil
 
 from control_plane.simulator.cache import BlockCache
 from control_plane.simulator.settings import ReplicaSettings
 from control_plane.simulator.workload import Request, Workload
+
+MOST_REQUESTS = 25_000
+"""Of repeated sessions: a replay of more takes minutes."""
+_ROUNDS = 3
 
 
 @dataclass(slots=True)
@@ -67,6 +73,12 @@ def unhindered(workload: Workload, capacity: int | None, settings: ReplicaSettin
     return pool.reuse
 
 
+def infinite_share(workload: Workload) -> float:
+    """The hit share of a cache without bounds: in whatever order, each block is missed once."""
+    blocks = sum(len(request.chain) for request in workload.requests())
+    return 1.0 - len({name for request in workload.requests() for name in request.chain}) / blocks if blocks else 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Calibrated:
     """A workload at the load asked for."""
@@ -76,17 +88,36 @@ class Calibrated:
     """Requests a second at which the fleet is saturated."""
 
 
-def at_load(workload: Workload, load: float, replicas: int, cache_blocks: int, settings: ReplicaSettings) -> Calibrated:
+def at_load(
+    workload: Workload, load: float, replicas: int, cache_blocks: int, settings: ReplicaSettings, seed: int = 0
+) -> Calibrated:
     """The workload with its sessions' starts spread so that it offers `load` of what saturates the fleet.
 
-    How often blocks are found again depends on how many sessions run side by side, and so on the spread: a few rounds.
+    Sessions of many requests that all start within less time than one of them lasts would never run at that load
+    together: they are repeated then, with names of their own, until they do or there are `MOST_REQUESTS`. How often
+    blocks are found again depends on how many sessions run side by side, and so on the spread: a few rounds.
     """
+    blocks, per_s = replicas * cache_blocks, replicas * settings.prefill_tokens_per_s
     requests = sum(1 for _ in workload.requests())
-    capacity_per_s = replicas * settings.prefill_tokens_per_s
-    spread = workload
-    saturated_s = 0.0
-    for _ in range(1 if len(workload.sessions) == requests else 6):
-        work = unhindered(spread, replicas * cache_blocks, settings).work_tokens
-        saturated_s = work / capacity_per_s
-        spread = workload.over(saturated_s / load)
-    return Calibrated(spread, requests / saturated_s)
+    if len(workload.sessions) == requests:
+        saturated_s = unhindered(workload, blocks, settings).work_tokens / per_s
+        return Calibrated(workload.over(saturated_s / load), requests / saturated_s)
+    lasts_s = _usual_length_s(workload, settings)
+    spread, times = workload.over(lasts_s), 1
+    saturated_s = unhindered(spread, blocks, settings).work_tokens / per_s
+    if saturated_s / load < lasts_s:
+        times = max(1, min(ceil(lasts_s * load / saturated_s), MOST_REQUESTS // requests))
+        spread = workload.repeated(times, seed) if times > 1 else workload
+    for _ in range(_ROUNDS):
+        spread = spread.over(times * saturated_s / load)
+        saturated_s = unhindered(spread, blocks, settings).work_tokens / per_s / times
+    return Calibrated(spread.over(times * saturated_s / load), requests / saturated_s)
+
+
+def _usual_length_s(workload: Workload, settings: ReplicaSettings) -> float:
+    """How long the middle one of the sessions lasts where it never waits and all is found."""
+    lengths = sorted(
+        sum(request.think_s + request.output_tokens * settings.step_s for request in session.requests)
+        for session in workload.sessions
+    )
+    return lengths[len(lengths) // 2]

@@ -141,7 +141,10 @@ class _Replay:
         self._is_telling[at] = False
         self._move(at)
         news = _News(at, *self._replicas[at].report())
-        self._expect(at)
+        if news.report.pending_tokens:
+            self._watch(at)
+        else:
+            self._expect(at)
         if self._setting.report_delay_s:
             self._at(self._now + self._setting.report_delay_s, self._hear, news)
         else:

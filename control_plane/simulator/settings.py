@@ -16,7 +16,7 @@ class ReplicaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     step_s: float
     step_tokens: int
     batch: int
-    report_every_s: float = 0.05
+    report_every_s: float = 0.1
 
     @property
     def full_step_s(self) -> float:
@@ -39,7 +39,7 @@ def read_settings(path: Path | None) -> ReplicaSettings:
         raise SimulationError(f"The settings {name} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise SimulationError(f"The settings {name} cannot be used: {error}. {_HOW}") from error
-    if not (settings.prefill_tokens_per_s > 0 and settings.step_s > 0 and settings.report_every_s >= 0):
+    if not (settings.prefill_tokens_per_s > 0 and settings.step_s > 0 and settings.report_every_s > 0):
         raise SimulationError(f"The settings {name} have a rate or time that is not positive. {_HOW}")
     if settings.batch < 1 or settings.step_tokens <= settings.batch:
         raise SimulationError(

@@ -7,6 +7,7 @@ answer to the one before) has sessions of many. Both are made denser or sparser 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
+from random import Random
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +53,42 @@ class Workload:
         factor = span_s / self.span_s if self.span_s else 0.0
         return replace(self, sessions=tuple(replace(one, start_s=one.start_s * factor) for one in self.sessions))
 
+    def repeated(self, times: int, seed: int) -> "Workload":
+        """Every session `times` times, their starts drawn anew. Copies share with each other what sessions shared."""
+        owners: dict[int, int] = {}
+        for number, session in enumerate(self.sessions):
+            for name in {name for request in session.requests for name in request.chain}:
+                owners[name] = number if owners.get(name, number) == number else _SHARED
+        names = count(max(owners, default=0) + 1)
+        random = Random(seed)  # noqa: S311 # nothing here is a secret
+        sessions: list[Session] = []
+        for copy in range(times):
+            own = {name: next(names) for name, owner in owners.items() if owner != _SHARED} if copy else {}
+            for one in self.sessions:
+                requests = tuple(_renamed(request, own) for request in one.requests)
+                sessions.append(Session(requests, random.random(), one.key and f"{one.key}-{copy}"))
+        sessions.sort(key=lambda session: session.start_s)
+        return replace(self, sessions=tuple(sessions))
+
     def unique(self) -> "Workload":
         """The same without reuse: no two blocks have the same name."""
         names = count()
-
-        def renamed(request: Request) -> Request:
-            return replace(request, chain=tuple(next(names) for _ in request.chain))
-
         return replace(
             self,
-            sessions=tuple(replace(one, requests=tuple(map(renamed, one.requests))) for one in self.sessions),
+            sessions=tuple(
+                replace(
+                    one,
+                    requests=tuple(
+                        replace(request, chain=tuple(next(names) for _ in request.chain)) for request in one.requests
+                    ),
+                )
+                for one in self.sessions
+            ),
         )
+
+
+_SHARED = -1
+
+
+def _renamed(request: Request, names: dict[int, int]) -> Request:
+    return replace(request, chain=tuple(names.get(name, name) for name in request.chain)) if names else request

@@ -10,7 +10,7 @@ from math import inf
 from data_plane.router.prefixes import Held
 from data_plane.router.ring import ring_of
 
-AFFINITY = 10.0
+AFFINITY = 15.0
 """A conversation is kept to the replica that holds it unless another would begin with it earlier by this many times
 what holding it saves, on top of the once that it saves this request: computing it again also takes the time of those
 who come after, and the blocks of those who were there. For what many prompts begin with it is 0: wherever it is
@@ -19,6 +19,15 @@ computed again, it is there for the next.
 Replaying 24 sessions of coding agents on 4 replicas: with 10 for both 81 % of an ideal router's hits, with 10 and 0
 93 %. Replaying a conversation trace on 16 replicas: 1 gives 86 % of them, 10 gives 96 %, 30 gives 99 % and a mean time
 to the first token that is a fifth longer than with 10."""
+LOTS = 8
+"""Beside those who hold its beginning, a request looks at this many replicas, drawn by its prompt: gateways that have
+not heard of each other's last choices then do not all send to the one that looks idle. The least of 8 is hardly more
+than the least of all (replayed on 16: 1.50 s to the first token either way; with four gateways and reports 0.5 s late
+2.2 instead of 2.5 s), and it is found sooner."""
+COMES_BACK = 0.1
+"""Of what a replica was given to compute in the last minutes, this share counts as if it waited there again: its
+conversations will go on. Without it conversations gather where it happened to be quiet when they began (replaying
+agents on 4 replicas: 89 % of the ideal hits, with it 95 %)."""
 FULL = 0.95
 """A KV cache that full takes no further prompt before an answer ends."""
 USUAL_ANSWER_TOKENS = 256
@@ -70,7 +79,7 @@ class Candidate:
             batch = max(batch, self.running + (self.waiting or 0))
         self.crowd = 1.0 + batch / max(1, self.slots)
         self.token_s = 1.0 / (self.prefill_tokens_per_s or USUAL_PREFILL_TOKENS_PER_S)
-        self.wait_s = self.pending_tokens * self.token_s
+        self.wait_s = (self.pending_tokens + COMES_BACK * self.recent_tokens) * self.token_s
         if batch >= max(1, self.slots) or self.kv_usage > FULL:
             # it has no place: one comes free whenever an answer of usual length ends
             answer_s = USUAL_ANSWER_TOKENS / (self.decode_tokens_per_s or USUAL_DECODE_TOKENS_PER_S)
@@ -125,12 +134,14 @@ def choose(candidates: Sequence[Candidate], want: Want | None = None, *, with_ro
 
 
 def _by_work(able: Sequence[Candidate], want: Want) -> Choice:
-    # written for speed: with 64 replicas every line of the loop costs each request 64 times
-    prompt, chunk, weight, held = want.prompt_tokens, want.chunk_tokens, 1.0, want.held
-    if not (isinstance(held, Held) and held.is_shared):
-        weight += AFFINITY
+    # written for speed: with 64 replicas every line that looks at all of them costs each request 64 times
+    prompt, chunk, weight, held = want.prompt_tokens, want.chunk_tokens, 1.0 + AFFINITY, want.held
+    if isinstance(held, Held) and held.is_shared:
+        weight = 1.0
     shared = min(held.values()) if len(held) >= len(able) else 0
     more = {replica_id: chunks for replica_id, chunks in held.items() if chunks > shared} if shared else held
+    if isinstance(held, Held) and held.lot and len(able) > LOTS:
+        able = _drawn(able, held.lot, more)
     usual = prompt - shared * chunk
     nearest = least = able[0]
     lowest_cost = lowest_work = inf
@@ -148,6 +159,13 @@ def _by_work(able: Sequence[Candidate], want: Want) -> Choice:
         return Choice(nearest.replica_id, "prefix", _matched(nearest, want))
     is_nearest = least.replica_id in more and more[least.replica_id] == more.get(nearest.replica_id)
     return Choice(least.replica_id, "prefix" if is_nearest else "least_work", _matched(least, want))
+
+
+def _drawn(able: Sequence[Candidate], lot: int, more: Mapping[str, int]) -> list[Candidate]:
+    """Those who hold more than others, and some of the others, whom the prompt draws."""
+    start = lot % len(able)
+    drawn = [*able[start : start + LOTS], *able[: max(0, start + LOTS - len(able))]]
+    return [*drawn, *(one for one in able if one.replica_id in more)] if more else drawn
 
 
 def _is_before(one: Candidate, other: Candidate) -> bool:

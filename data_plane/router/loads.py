@@ -71,9 +71,9 @@ class Loads:
         """A request went there; about `new_tokens` of its prompt are not held there and have to be computed."""
         replica = self._replica(replica_id)
         replica.open[request] = _Sent(now, new_tokens)
-        replica.recount()
         self._decay(now)
         replica.candidate.recent_tokens += new_tokens
+        replica.recount()
 
     def answered(self, replica_id: str, request: Hashable) -> None:
         """Its first token came: its prompt is no longer work."""
@@ -95,8 +95,8 @@ class Loads:
     def silent(self, replica_id: str) -> None:
         """The replica's reports stopped coming: from now on only what this gateway has there is known."""
         if (replica := self._replicas.get(replica_id)) is not None:
-            replica.report = None
-            replica.candidate = Candidate(replica_id, replica.candidate.slots, 0)
+            replica.report, before = None, replica.candidate
+            replica.candidate = Candidate(replica_id, before.slots, 0, recent_tokens=before.recent_tokens)
             replica.recount()
 
     def forget(self, replica_id: str) -> None:
@@ -119,6 +119,7 @@ class Loads:
         self._decayed_at = now
         for replica in self._replicas.values():
             replica.candidate.recent_tokens *= exp(-passed / RECENT_S)
+            replica.candidate.weigh()
 
     def _replica(self, replica_id: str) -> _Replica:
         replica = self._replicas.get(replica_id)

@@ -37,9 +37,11 @@ _SLACK = 1_024
 
 class Held(dict[str, int]):
     """Leading chunks of a chain by replica. `is_shared`: other prompts went on from there in other ways, so that it is
-    likely what many begin with (a system prompt, tools) rather than one conversation of which this is the next turn."""
+    likely what many begin with (a system prompt, tools) rather than one conversation of which this is the next turn.
+    `lot` is a number that differs between prompts and is the same for one wherever it is asked (0: there is none)."""
 
     is_shared = False
+    lot = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -153,7 +155,10 @@ class PrefixIndex:
             self._expire(now)
         get = self._masks.get
         found = Held()
-        rest = get(chain[0], 0) & self._live if chain else 0
+        if not chain:
+            return found
+        found.lot = chain[-1]
+        rest = get(chain[0], 0) & self._live
         high, depths, longest = len(chain), _DEPTHS, 0
         while rest:
             # find the last chunk that one of the rest holds: `low` is such a chunk, and no chunk from `high` on is

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control_plane.simulator.figures import percentile, summarise, ttfts
-from control_plane.simulator.ideal import at_load, unhindered
+from control_plane.simulator.figures import percentile, pooled_share, summarise, ttfts
+from control_plane.simulator.ideal import at_load, infinite_share, unhindered
 from control_plane.simulator.policies import POLICIES, Fleet, Policy
 from control_plane.simulator.replay import Outcome, Setting, replay
 from control_plane.simulator.settings import ReplicaSettings
 from control_plane.simulator.workload import Request, Session, Workload
 
-SETTINGS = ReplicaSettings(prefill_tokens_per_s=1000.0, step_s=0.01, step_tokens=100, batch=4, report_every_s=0.0)
+SETTINGS = ReplicaSettings(prefill_tokens_per_s=1000.0, step_s=0.01, step_tokens=100, batch=4, report_every_s=0.01)
 
 
 def workload(*sessions: Session) -> Workload:
@@ -69,8 +69,9 @@ def test_round_robin_loses_what_ebb_keeps() -> None:
     assert sum(job.matched_blocks for job in kept.jobs) == 3 * (5 + 6 + 7 + 8 + 9)
     assert sum(job.matched_blocks for job in lost.jobs) < 3 * (5 + 6 + 7 + 8 + 9)
     assert [len({job.replica for job in kept.jobs if job.session == number}) for number in range(3)] == [1, 1, 1]
-    figures = summarise("ebb", kept, 200, 100)
-    assert figures.hit_share == figures.ideal_same_caches == figures.ideal_infinite == 35 / 45
+    figures = summarise("ebb", kept, pooled_share(kept, 200, 100), infinite_share(load))
+    assert figures.hit_share == figures.ideal_same_caches == 35 / 45
+    assert figures.ideal_infinite == pytest.approx(35 / 45)
     assert figures.max_over_mean_load == pytest.approx(4 / 3)
 
 
@@ -91,10 +92,29 @@ def test_saturation_is_where_the_work_left_takes_every_step() -> None:
     assert ready.workload.span_s == pytest.approx(2 * work / 4000.0)
 
 
+def test_sessions_that_are_too_few_for_the_load_are_repeated() -> None:
+    def session(number: int) -> Session:
+        return Session(
+            (Request((0, 10 + number), 200, 1), Request((0, 10 + number, 20 + number), 300, 1, think_s=50.0)),
+            float(number),
+            f"s{number}",
+        )
+
+    ready = at_load(workload(*map(session, range(4))), 0.5, 2, 100, SETTINGS)
+    sessions = ready.workload.sessions
+    assert len(sessions) % 4 == 0 and len({one.key for one in sessions}) == len(sessions) > 4
+    assert {one.requests[0].chain[0] for one in sessions} == {0}
+    assert len({one.requests[1].chain[1:] for one in sessions}) == len(sessions)
+    # the shared block is computed once, of each session one block a request
+    work = (100 + len(sessions) * (100 + 100 + 2)) / 2000.0
+    assert ready.workload.span_s == pytest.approx(work / 0.5)
+
+
 def test_without_reuse_nothing_is_found() -> None:
     load = workload(*(one(float(number), (1, 2, 3), 300) for number in range(10))).unique()
-    assert summarise("ebb", run(load, replicas=2), 200, 100).hit_share == 0.0
-    assert summarise("ebb", run(load, replicas=2), 200, 100).ideal_infinite == 0.0
+    outcome = run(load, replicas=2)
+    assert not any(job.matched_blocks for job in outcome.jobs)
+    assert pooled_share(outcome, 200, 100) == infinite_share(load) == 0.0
 
 
 def test_percentiles_are_values_that_occurred() -> None:
