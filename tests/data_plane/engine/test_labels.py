@@ -111,8 +111,12 @@ def test_prompt_tokens_to_be_computed_are_counted_without_what_is_cached() -> No
     assert stats.prefill_tokens_per_s and stats.decode_tokens_per_s
 
 
+def begin_alike(text: int, size: int, tail: list[int]) -> list[int]:
+    return [*[text] * size, *tail]
+
+
 prompts = st.builds(
-    lambda text, size, tail: [*[text] * size, *tail],
+    begin_alike,
     st.integers(1, 3),
     st.integers(1, 24),
     st.lists(st.integers(0, 2), max_size=8),

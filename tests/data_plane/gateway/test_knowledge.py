@@ -13,6 +13,7 @@ from aiohttp import web
 from data_plane.gateway import followers
 from data_plane.gateway.knowledge import Asked, Knowledge
 from data_plane.gateway.settings import GatewaySettings
+from data_plane.router.choose import Candidate
 from data_plane.router.lease import InFlight
 from data_plane.wire.openai import parse_chat
 from data_plane.wire.prefix_chain import Chain, chain_of
@@ -124,7 +125,10 @@ async def test_a_silent_replica_keeps_its_prefixes_and_loses_its_load(
     runner, reports = await reporting(world, "r1", 1, 2)
     reports.load = {"running": 3, "pending_tokens": 500}
     route = await world.live(runner)
-    candidate = lambda: world.gateway.knowledge.candidate(route.id, route.replicas[0])  # noqa: E731
+
+    def candidate() -> Candidate:
+        return world.gateway.knowledge.candidate(route.id, route.replicas[0])
+
     await eventually(lambda: candidate().running == 3)
     assert candidate().pending_tokens == 500
     runner.prefixes = None
@@ -154,7 +158,8 @@ async def test_a_request_goes_where_its_beginning_is_and_everybody_is_told(world
     await world.known()
     async with world.get("/routes/recent?limit=1&endpoint=chat", reader) as response:
         (record,) = (await response.json())["items"]
-    assert record["replica"] == "r2" and record["reason"] == reason in ("prefix", "least_work") and record["status"] == 200
+    assert (record["replica"], record["reason"], record["status"]) == ("r2", reason, 200)
+    assert reason in ("prefix", "least_work")
     assert record["matched_tokens"] <= record["prompt_tokens"] and record["ttft_s"] > 0 and record["at"] > 1e9
     for query, status in (("limit=0", 400), ("limit=x", 400), ("endpoint=other", 200)):
         async with world.get(f"/routes/recent?{query}", reader) as response:

@@ -121,10 +121,12 @@ def test_token_ids_and_texts_map_directly() -> None:
     assert sorted(name for names in labels.values() for name in names) == sorted(chain.names)
 
 
+def said(parts: list[str], times: int) -> str:
+    return " ".join(parts) * times
+
+
 words = st.sampled_from(["the answer", "quick brown", " fox", "user", "ok", "<", "wörld 😀", "\n", "assistant", "42. "])
-texts = st.builds(
-    lambda parts, times: " ".join(parts) * times, st.lists(words, min_size=1, max_size=6), st.integers(0, 9)
-)
+texts = st.builds(said, st.lists(words, min_size=1, max_size=6), st.integers(0, 9))
 conversations = st.lists(texts, min_size=1, max_size=5)
 
 
