@@ -87,6 +87,47 @@ def load(
 
 
 @app.command(
+    epilog=examples_of("ebb bench route --url http://127.0.0.1:7071/e/chat/v1 --conversations turns.jsonl --at-once 8")
+)
+def route(
+    url: Annotated[str, typer.Option("--url", help="The API's base, such as an endpoint's URL; …/v1.")],
+    conversations: Annotated[
+        Path, typer.Option("--conversations", help="JSON lines with `messages`, perhaps gzipped.", exists=True)
+    ],
+    tools: Annotated[
+        Path | None, typer.Option("--tools", help="JSON whose `tools` go behind each system message.", exists=True)
+    ] = None,
+    key: Annotated[
+        str, typer.Option("--key", envvar="EBB_API_KEY", help="The API key; by default this home's, for its own URLs.")
+    ] = "",
+    model: Annotated[str, typer.Option("--model", help="The model's name, where the URL does not say it.")] = "",
+    most: Annotated[int | None, typer.Option("--most", min=1, help="Only the first so many conversations.")] = None,
+    at_once: Annotated[int, typer.Option("--at-once", min=1, help="Conversations in progress.")] = 8,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Tokens of each answer, at most.")] = 16,
+    think: Annotated[float, typer.Option("--think", min=0, help="Seconds before each turn, on average.")] = 0.0,
+    home: HomeOption = DEFAULT_HOME,
+    output: OutputOption = Output.table,
+) -> None:
+    """Replay conversations turn by turn, and tell the time to first token and what of the prompts was cached.
+
+    Every run begins cold: it has a cache salt of its own.
+    """
+    from control_plane.cli.turns import TurnPlan, read_conversations, replay  # aiohttp: only who measures pays for it
+
+    turns = read_conversations(conversations, tools, most)
+    named = model or url.rstrip("/").removesuffix("/v1").rsplit("/", 1)[-1]
+    plan = TurnPlan(url, key or _own_key(home, url), named, at_once, new_tokens, think)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=stderr(), transient=True) as bars:
+        task = bars.add_task("turns", total=None)
+        result = asyncio.run(replay(plan, turns, lambda done, of: bars.update(task, completed=done, total=of)))
+    figures = result.as_json()
+    if output is Output.json:
+        return print_json(figures)
+    print_table(("figure", "value"), [(name, str(value)) for name, value in figures.items()], "")
+
+
+@app.command(
     epilog=examples_of(
         "ebb bench engine --model smollm2 --quant int8 --concurrency 1,8,32 --prompt-tokens 128,512,2048 -o json",
         "ebb bench engine --artifact ./artifacts/sha256-… --threads 2 --repeats 5",

@@ -115,6 +115,14 @@ class Api:
                 raise fault(response)
             yield response
 
+    def routed(self, params: dict[str, Any]) -> list[Json]:
+        """The last requests and where the gateway sent them, the newest last."""
+        with self._reach(self.gateway):
+            response = self._http.get(f"{self.gateway}/routes/recent", params=params)
+        if response.is_error:
+            raise fault(response)
+        return response.json()["items"]
+
     def infer_status(self, path: str) -> int:
         """The status of a GET to the gateway."""
         with self._reach(self.gateway):

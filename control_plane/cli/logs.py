@@ -4,13 +4,15 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
 from control_plane.cli.client import Api, Json, parse_json, segment, sse_data
 from control_plane.cli.options import DEFAULT_HOME, HomeOption, Output, OutputOption
-from control_plane.cli.output import clock, print_json, print_table, stderr
+from control_plane.cli.output import clock, print_json, print_table, short, stderr
 
 _POLL_S = 0.5
 _WHOLE_LOG = 10_000  # lines; the most that is given
@@ -94,6 +96,9 @@ def events(
         None
     ),
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="How many of the latest.")] = 50,
+    requests: Annotated[
+        bool, typer.Option("--requests", help="Instead: the last requests, which replica took each, and why.")
+    ] = False,
     home: HomeOption = DEFAULT_HOME,
     output: OutputOption = Output.table,
 ) -> None:
@@ -101,6 +106,8 @@ def events(
 
     With -f and -o json each event is one line of JSON.
     """
+    if requests:
+        return _requests(home, subject, limit, follow, output)
     params: dict[str, Any] = {"limit": limit} | ({"subject": subject} if subject else {})
     with Api.open(home) as api:
         items = api.items("/events", params)
@@ -116,6 +123,25 @@ def events(
             stream = api.stream("/events", params | after | {"follow": "true"}, "text/event-stream")
             for _, data in sse_data(stream):
                 _print(parse_json(data), output, width)
+
+
+def _requests(home: Path, endpoint: str | None, limit: int, follow: bool, output: Output) -> None:
+    if follow:
+        raise typer.BadParameter("--requests cannot be followed; ask again.", param_hint="--follow")
+    with Api.open(home) as api:
+        items = api.routed({"limit": limit} | ({"endpoint": endpoint} if endpoint else {}))
+    if output is Output.json:
+        return print_json(items)
+    heads = ["at", "request", "endpoint", "replica", "reason", "matched", "prompt", "ttft", "status", "outcome"]
+    print_table(heads, [request_row(item) for item in items], "No request has come yet.")
+
+
+def request_row(item: Json) -> list[object]:
+    """One request as the table shows it; tokens are about right, `ttft` is to the replica's first byte."""
+    at = datetime.fromtimestamp(item["at"], UTC).isoformat()
+    ttft = None if item["ttft_s"] is None else f"{item['ttft_s'] * 1000:.0f} ms"
+    where = [short(item["request_id"]), item["endpoint"], short(item["replica"]), item["reason"]]
+    return [clock(at), *where, item["matched_tokens"], item["prompt_tokens"], ttft, item["status"], item["outcome"]]
 
 
 def _print(event: Json, output: Output, width: int) -> None:

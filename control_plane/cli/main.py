@@ -54,7 +54,7 @@ _add(
 _add("wake", ENDPOINTS, endpoints.wake, "ebb wake chat", "ebb wake chat --wait")
 _add("scale", ENDPOINTS, endpoints.scale, "ebb scale chat --min 1 --max 4", "ebb scale chat --idle 600")
 _add("logs", ENDPOINTS, logs.logs, "ebb logs chat", "ebb logs chat -f")
-_add("events", ENDPOINTS, logs.events, "ebb events", "ebb events -f --subject chat")
+_add("events", ENDPOINTS, logs.events, "ebb events", "ebb events -f --subject chat", "ebb events --requests")
 _add("rm", ENDPOINTS, endpoints.rm, "ebb rm chat")
 _add("nodes", ACCESS, nodes.nodes, "ebb nodes", "ebb nodes -o json")
 app.add_typer(keys.app, name="keys", rich_help_panel=ACCESS)

@@ -13,6 +13,7 @@ from typing import Protocol
 from data_plane.engine.batch import Batch, Sampled
 from data_plane.engine.config import EngineConfig
 from data_plane.engine.outputs import Output
+from data_plane.engine.prefix_cache import Labels
 from data_plane.engine.request import Request
 from data_plane.engine.sampling import SamplingParams
 from data_plane.engine.scheduler import Scheduler
@@ -56,6 +57,11 @@ class EngineStats:
     num_accepted_tokens: int
     host_s: float
     executor_s: float
+    pending_prompt_tokens: int
+    """Of all requests here, not computed and not cached."""
+    prefill_tokens_per_s: float | None
+    decode_tokens_per_s: float | None
+    """Learned from the steps so far; None before there were any of the kind."""
 
 
 class Engine:
@@ -91,18 +97,20 @@ class Engine:
         tenant: str = "",
         priority: int = 0,
         cache_salt: str = "",
+        labels: Labels | None = None,
     ) -> None:
         """Queues a request. ValueError, with the numbers, for one that this engine can never serve.
 
         Of lower `priority` is served first; among equals the `tenant` that got least. Only requests of one tenant and
-        one `cache_salt` share what is cached of their prompts.
+        one `cache_salt` share what is cached of their prompts. `labels`: by the number of a block of the prompt, what
+        `take_changed_labels` shall call it.
         """
         self._refuse_impossible(request_id, prompt, params)
         self._arrivals += 1
         stops = params.stop_token_ids
         request = Request(
             request_id,
-            self.scheduler.cache.chain(prompt, tenant, cache_salt),
+            self.scheduler.cache.chain(prompt, tenant, cache_salt, labels or {}),
             params,
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             arrival=self._arrivals,
@@ -198,6 +206,10 @@ class Engine:
         """Whether a step would do or report something."""
         return bool(self.scheduler.requests or self._ended)
 
+    def take_changed_labels(self) -> dict[int, bool]:
+        """Labels whose blocks can be found now (True), or no longer, and could not, or could, when this was asked."""
+        return self.scheduler.cache.take_changed()
+
     def stats(self) -> EngineStats:
         """The numbers of this moment."""
         scheduler = self.scheduler
@@ -223,6 +235,9 @@ class Engine:
             num_accepted_tokens=scheduler.num_right,
             host_s=self._host_s,
             executor_s=self._executor_s,
+            pending_prompt_tokens=scheduler.num_pending,
+            prefill_tokens_per_s=scheduler.times.prefill_tokens_per_s,
+            decode_tokens_per_s=scheduler.times.decode_tokens_per_s,
         )
 
     def check(self) -> None:

@@ -62,6 +62,16 @@ class StepTimes:
             room -= room % CHUNK_STEP
         return min(max(room, LEAST_CHUNK), most)
 
+    @property
+    def prefill_tokens_per_s(self) -> float | None:
+        """Prompt tokens a second, as they were lately; None before the first ones."""
+        return 1 / self._token_s if self._token_s else None
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """Decoded tokens a second of all requests together, as they were lately; None before the first ones."""
+        return self._n / self._t if self._t else None
+
     def _slope(self) -> float:
         mean_n, mean_t = self._n / self._weight, self._t / self._weight
         variance = self._nn / self._weight - mean_n * mean_n

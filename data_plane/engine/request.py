@@ -43,6 +43,7 @@ class Request:
         "is_running",
         "max_length",
         "num_computed",
+        "num_owed",
         "num_preemptions",
         "num_prompt",
         "output_counts",
@@ -87,6 +88,8 @@ class Request:
         self.tokens = chain.tokens
         self.num_prompt = len(self.tokens)
         self.num_computed = 0
+        self.num_owed = 0
+        """Tokens of the prompt that its scheduler counts as still to be computed."""
         self.num_preemptions = 0
         self.cached_tokens = 0
         """Of the prompt, those that were in the KV cache when it first ran."""

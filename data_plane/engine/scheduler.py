@@ -36,6 +36,8 @@ class Scheduler:
         self.running: list[Request] = []
         self.requests: dict[str, Request] = {}
         self.num_preemptions = 0
+        self.num_pending = 0
+        """Tokens of prompts that are to be computed."""
         self._turn = 0
         self.num_guesses = self.num_guessed = self.num_right = 0
         """Rows with guesses, guessed tokens, and those of them that were right."""
@@ -44,16 +46,28 @@ class Scheduler:
         """Queues a request that fits the limits of the configuration."""
         self.requests[request.request_id] = request
         self.waiting.push(request)
+        found = 0 if request.wants_prompt_logprobs else len(self.cache.match(request.chain))
+        self._owe(request, request.num_prompt - found * self.pool.block_size)
 
     def remove(self, request: Request) -> None:
         """Takes a request out, wherever it is, and frees its blocks. It leaves between two steps, never within one."""
         del self.requests[request.request_id]
+        self._owe(request, 0)
         self.ledger.close(request.account)
         if request.is_running:
             self.running.remove(request)
             self._release(request)
         else:
             self.waiting.remove(request)
+
+    def _owe(self, request: Request, num_tokens: int) -> None:
+        """So many tokens of its prompt are to be computed; a request that waits counts those not cached when it came.
+
+        What a preempted one has to compute again is not counted: most of it is still cached.
+        """
+        num_tokens = max(num_tokens, 0)
+        self.num_pending += num_tokens - request.num_owed
+        request.num_owed = num_tokens
 
     def _release(self, request: Request) -> None:
         request.is_running = False
@@ -142,9 +156,10 @@ class Scheduler:
         assert self.waiting.pop() is request
         self.pool.share(cached)
         request.blocks = cached + self.pool.allocate(missing)
-        request.chain.num_entered = len(cached)
+        self.cache.adopt(request.chain, cached)
         request.num_computed = len(cached) * self.pool.block_size
         request.is_running = True
+        self._owe(request, request.num_prompt - request.num_computed)
         insort(self.running, request, key=lambda other: other.rank)
         if request.started_at is None:
             request.started_at = now
@@ -208,6 +223,8 @@ class Scheduler:
             request = self.requests[row.request_id]
             request.account.served += len(row.tokens)
             outputs += take_in(request, row, result, now)
+            if request.num_owed:
+                self._owe(request, request.num_prompt - request.num_computed)
             if result.error is not None:
                 self.cache.withdraw(request.blocks)
             elif request.num_computed // size > request.chain.num_entered:
@@ -239,5 +256,7 @@ class Scheduler:
         assert all(request.is_running for request in self.running), "a running request is not marked as such"
         ranks = [request.rank for request in self.running]
         assert ranks == sorted(ranks), f"running requests are out of their ranks' order: {ranks}"
+        owed = sum(request.num_owed for request in self.requests.values())
+        assert owed == self.num_pending, f"{self.num_pending} prompt tokens are pending and {owed} are owed"
         scheduled = {request.request_id for request in [*self.running, *self.waiting]}
         assert scheduled == set(self.requests), f"scheduled {sorted(scheduled)}, known {sorted(self.requests)}"

@@ -14,8 +14,8 @@ from typing import Any
 
 from data_plane.gateway import errors
 from data_plane.gateway.control import Backoff, ControlUnavailable, NoSuchEndpoint
+from data_plane.gateway.knowledge import NOTHING_ASKED, Asked, Knowledge
 from data_plane.gateway.settings import HoldLimits
-from data_plane.router.choose import Candidate, choose
 from data_plane.router.lease import InFlight, Lease
 from data_plane.router.table import RouteTable
 from data_plane.wire.errors import ApiError
@@ -35,6 +35,7 @@ class Ask:
     body_bytes: int
     arrived: float
     deadline: float
+    asked: Asked = NOTHING_ASKED
 
 
 @dataclass(eq=False)
@@ -87,8 +88,16 @@ class _Line:
 class Activation:
     """All lines of waiting requests. `table_changed` and `in_flight.on_return` are what moves them."""
 
-    def __init__(self, table: RouteTable, in_flight: InFlight, wake: Wake, limits: HoldLimits) -> None:
+    def __init__(
+        self,
+        table: RouteTable,
+        in_flight: InFlight,
+        wake: Wake,
+        limits: HoldLimits,
+        knowledge: Knowledge | None = None,
+    ) -> None:
         self._table = table
+        self._knowledge = knowledge or Knowledge()
         self._in_flight = in_flight
         self._wake = wake
         self._limits = limits
@@ -113,7 +122,7 @@ class Activation:
         route = self._route(ask)
         line = self._lines.get(ask.endpoint_id)
         if line is None or not line.waiters:
-            lease = self._borrow(route, with_room=False)
+            lease = self._borrow(route, ask, with_room=False)
             if lease is not None:
                 return lease
         self._refuse_failed(route)
@@ -187,10 +196,10 @@ class Activation:
             line.fail_all(_deleted)
             return
         while line.waiters:
-            lease = self._borrow(route, with_room=True)
+            waiter = line.waiters[0]
+            lease = self._borrow(route, waiter.ask, with_room=True)
             if lease is None:
                 break
-            waiter = line.waiters[0]
             line.remove(waiter)
             if waiter.turn.done():
                 lease.give_back()
@@ -240,13 +249,16 @@ class Activation:
 
         self._nudges[ask.endpoint_id] = asyncio.get_running_loop().create_task(nudge())
 
-    def _borrow(self, route: EndpointRoute, *, with_room: bool) -> Lease | None:
-        replicas = {replica.id: replica for replica in self._table.usable(route.id, _now())}
-        candidates = [Candidate(id, replica.slots, self._in_flight.of_replica(id)) for id, replica in replicas.items()]
-        choice = choose(candidates, with_room=with_room)
+    def _borrow(self, route: EndpointRoute, ask: Ask, *, with_room: bool) -> Lease | None:
+        now = _now()
+        replicas = self._table.usable(route.id, now)
+        choice = self._knowledge.choose(route.id, replicas, ask.asked, now, with_room=with_room)
         if choice is None:
             return None
-        return self._in_flight.borrow(route.id, replicas[choice.replica_id], choice.reason)
+        replica = next(one for one in replicas if one.id == choice.replica_id)
+        lease = self._in_flight.borrow(route.id, replica, choice.reason)
+        self._knowledge.sent(lease, ask.asked, choice.matched_tokens, now)
+        return lease
 
     def _route(self, ask: Ask) -> EndpointRoute:
         route = self._table.get(ask.endpoint_id)

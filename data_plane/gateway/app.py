@@ -1,9 +1,11 @@
 """One gateway, put together: the only file here that knows every part. Stateless but for what it was last sent."""
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from typing import Any
 
+import msgspec
 import structlog
 from aiohttp import web
 
@@ -14,14 +16,19 @@ from data_plane.gateway.completions import Completions
 from data_plane.gateway.control import ControlClient
 from data_plane.gateway.demand import Demand, DemandReporter
 from data_plane.gateway.exchange import Exchange
+from data_plane.gateway.followers import Followers
+from data_plane.gateway.knowledge import Knowledge
 from data_plane.gateway.listing import Listing
 from data_plane.gateway.metrics import EndpointGauges, Metrics
+from data_plane.gateway.recent import MOST as MOST_RECENT
+from data_plane.gateway.recent import RecentRequests, RequestRecord
 from data_plane.gateway.server import GatewayServer, Route
 from data_plane.gateway.settings import GatewaySettings
 from data_plane.gateway.state import StateFollower
 from data_plane.router.lease import InFlight
 from data_plane.router.runner_client import RunnerClient
 from data_plane.router.table import RouteTable
+from data_plane.wire.errors import invalid
 from data_plane.wire.routes import GatewayState, WakeAnswer, WakeRequest
 
 _log = structlog.get_logger()
@@ -39,7 +46,10 @@ class Gateway:
         self.demand = Demand(asyncio.get_running_loop().time())
         self._control = ControlClient(settings)
         self._runners = RunnerClient(settings.runner)
-        self.activation = Activation(self.table, self.in_flight, self._wake, settings.hold)
+        self.knowledge = Knowledge(settings.route_policy)
+        self.followers = Followers(self.table, self.knowledge, self._runners)
+        self.recent = RecentRequests()
+        self.activation = Activation(self.table, self.in_flight, self._wake, settings.hold, self.knowledge)
         self.metrics = Metrics(self._books)
         self.server = GatewayServer(
             self._routes(), self.auth, settings.most_body_bytes, lambda: self.table.received, self._on_end
@@ -78,6 +88,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.followers.close()
         await self._runner.cleanup()
         await self._runners.close()
         await self._control.close()
@@ -108,6 +119,7 @@ class Gateway:
             "/healthz": Route("GET", _alive, (), per_endpoint=False),
             "/readyz": Route("GET", self._ready, (), per_endpoint=False),
             "/metrics": Route("GET", self._metrics, ("read",), per_endpoint=False),
+            "/routes/recent": Route("GET", self._recent, ("read",), per_endpoint=False),
             "/health": Route("GET", listing.health, ("infer", "read")),
             "/v1/chat/completions": Route("POST", completions.chat, ("infer",)),
             "/v1/completions": Route("POST", completions.complete, ("infer",)),
@@ -121,6 +133,7 @@ class Gateway:
     def _on_state(self, state: GatewayState) -> None:
         self.auth.update(state.keys)
         changed = self.table.update(state, asyncio.get_running_loop().time())
+        self.followers.table_changed(changed)
         self.activation.table_changed(changed)
 
     async def _wake(self, endpoint_id: str, request_id: str, waiting: int) -> WakeAnswer:
@@ -136,6 +149,15 @@ class Gateway:
     async def _metrics(self, exchange: Exchange, _endpoint: str | None) -> web.StreamResponse:
         return exchange.plain(200, self.metrics.render(), {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
+    async def _recent(self, exchange: Exchange, _endpoint: str | None) -> web.StreamResponse:
+        """The key's tenant's last requests: `?endpoint=` only of one, `?limit=` how many."""
+        query = exchange.request.query
+        limit = query.get("limit", "50")
+        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= MOST_RECENT):
+            raise invalid(f"'limit' must be a number from 1 to {MOST_RECENT}, not {limit[:40]!r}.", "limit")
+        records = self.recent.of(exchange.tenant, query.get("endpoint"), int(limit))
+        return exchange.plain(200, msgspec.json.encode({"items": records}))
+
     def _books(self) -> list[EndpointGauges]:
         rows: list[EndpointGauges] = []
         for route in self.table.all():
@@ -146,16 +168,19 @@ class Gateway:
 
     def _on_end(self, exchange: Exchange) -> None:
         """Count and log a request: who, where, how long, how it ended; never what was said."""
-        if exchange.route in ("/healthz", "/readyz", "/metrics"):
+        if exchange.route in ("/healthz", "/readyz", "/metrics", "/routes/recent"):
             return
         seconds = asyncio.get_running_loop().time() - exchange.arrived
         self._measure(exchange, seconds)
+        self._record(exchange, seconds)
         _log.info(
             "request",
             request_id=exchange.request_id,
             route=exchange.route,
             endpoint=exchange.endpoint,
             replica=exchange.replica,
+            chosen=exchange.lease.reason if exchange.lease else None,
+            matched_tokens=exchange.lease.matched_tokens if exchange.lease else None,
             status=exchange.status,
             outcome=exchange.outcome,
             code=exchange.code,
@@ -163,6 +188,28 @@ class Gateway:
             held_ms=round((exchange.held_s or 0.0) * 1000),
             ms=round(seconds * 1000),
         )
+
+    def _record(self, exchange: Exchange, seconds: float) -> None:
+        if not (exchange.endpoint and exchange.route in ("/v1/chat/completions", "/v1/completions")):
+            return
+        lease = exchange.lease
+        if lease is not None:
+            self.metrics.routes.labels(exchange.endpoint, lease.reason).inc()
+            self.metrics.prompt_tokens.labels(exchange.endpoint).inc(lease.prompt_tokens)
+            self.metrics.matched_tokens.labels(exchange.endpoint).inc(lease.matched_tokens)
+        record = RequestRecord(
+            time.time() - seconds,
+            exchange.request_id,
+            exchange.endpoint,
+            exchange.replica,
+            lease.reason if lease else "",
+            lease.matched_tokens if lease else 0,
+            lease.prompt_tokens if lease else 0,
+            exchange.first_byte_s,
+            exchange.status,
+            exchange.outcome,
+        )
+        self.recent.add(exchange.tenant, record)
 
     def _measure(self, exchange: Exchange, seconds: float) -> None:
         metrics, endpoint = self.metrics, exchange.endpoint

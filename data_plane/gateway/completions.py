@@ -15,6 +15,7 @@ from data_plane.gateway import errors
 from data_plane.gateway.activation import Activation, Ask
 from data_plane.gateway.demand import Demand
 from data_plane.gateway.exchange import Exchange
+from data_plane.gateway.knowledge import Asked
 from data_plane.gateway.metrics import Metrics
 from data_plane.gateway.patience import Patience
 from data_plane.gateway.settings import GatewaySettings
@@ -23,6 +24,7 @@ from data_plane.router.runner_client import RunnerClient, RunnerLost, RunnerUnus
 from data_plane.router.table import RouteTable
 from data_plane.wire.errors import ApiError, ErrorBody, ErrorEnvelope, invalid
 from data_plane.wire.openai import ChatRequest, CompletionRequest, encode, parse_chat, parse_completion
+from data_plane.wire.prefix_chain import chain_of
 from data_plane.wire.routes import EndpointRoute, ReplicaRoute
 
 MOST_TRIES = 3
@@ -39,6 +41,7 @@ class Call:
     body: bytes
     streams: bool
     deadline: float
+    asked: Asked
 
 
 class Completions:
@@ -83,7 +86,9 @@ class Completions:
         parsed = parse(raw)
         route = endpoint_for(self._table, exchange, route, parsed.model)
         body = encode(msgspec.structs.replace(parsed, model=route.name))
-        call = Call(exchange, route, path, body, bool(parsed.stream), exchange.arrived + hold_s)
+        session = exchange.session or parsed.prompt_cache_key or parsed.user
+        asked = Asked(chain_of(parsed, exchange.tenant), session)
+        call = Call(exchange, route, path, body, bool(parsed.stream), exchange.arrived + hold_s, asked)
         with self._demand.working(route.id):
             return await (self._stream(call) if call.streams else self._whole(call))
 
@@ -122,6 +127,9 @@ class Completions:
             if response is None:
                 response = exchange.stream()
                 await response.prepare(exchange.request)
+            else:
+                # its headers went out before there was a route to tell of
+                await response.write(sse.comment(f"x-ebb-route: {exchange.headers.get('x-ebb-route', '')}"))
             await self._relay(call, upstream, response)
             return response
 
@@ -151,7 +159,15 @@ class Completions:
     async def _upstream(self, call: Call) -> AsyncGenerator[Upstream]:
         """A replica's answer, begun; its lease and its connection are given back together when this ends."""
         exchange = call.exchange
-        ask = Ask(call.route.id, call.route.name, exchange.request_id, len(call.body), exchange.arrived, call.deadline)
+        ask = Ask(
+            call.route.id,
+            call.route.name,
+            exchange.request_id,
+            len(call.body),
+            exchange.arrived,
+            call.deadline,
+            call.asked,
+        )
         lost = 0
         while True:
             try:
@@ -159,7 +175,7 @@ class Completions:
             finally:
                 exchange.release()
             with lease:
-                exchange.replica = lease.replica.id
+                exchange.note_route(lease)
                 exchange.tries += 1
                 try:
                     upstream = await self._open(call, lease.replica)
@@ -169,6 +185,7 @@ class Completions:
                     if lost >= MOST_TRIES:
                         raise errors.upstream_failed(call.route.name, lost, str(error)) from error
                     continue
+                lease.on_answer()
                 try:
                     yield upstream
                 finally:

@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from aiohttp import web
 from multidict import CIMultiDict
 
+from data_plane.router.lease import Lease
 from data_plane.wire.errors import ApiError, invalid
 from data_plane.wire.names import REQUEST_ID, TENANT_HEADER
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _HOLD_HEADERS = ("x-ebb-hold-timeout", "x-scale-up-timeout")
+_SESSION_HEADERS = ("x-session-id", "x-ebb-session")
+_MOST_SESSION = 256
 JSON_TYPE = {"Content-Type": "application/json"}
 
 
@@ -39,6 +42,8 @@ class Exchange:
     status: int = 0
     outcome: str = "ok"
     code: str = ""
+    lease: Lease | None = None
+    """The last place it had on a replica."""
     headers: dict[str, str] = field(default_factory=dict[str, str])
 
     @classmethod
@@ -57,6 +62,20 @@ class Exchange:
         """The request has a replica, or was given up."""
         if self.held_since is not None:
             self.held_s = asyncio.get_running_loop().time() - self.held_since
+
+    def note_route(self, lease: Lease) -> None:
+        """The request goes there; the answer's headers say so."""
+        self.lease, self.replica = lease, lease.replica.id
+        self.headers["x-ebb-route"] = f"replica={self.replica}; reason={lease.reason}; matched={lease.matched_tokens}"
+
+    @property
+    def session(self) -> str | None:
+        """The client's word for the session that this request is part of, if a header says it."""
+        for name in _SESSION_HEADERS:
+            text = self.request.headers.get(name, "").strip()
+            if text:
+                return text[:_MOST_SESSION]
+        return None
 
     def answer_headers(self) -> dict[str, str]:
         """What every answer carries."""

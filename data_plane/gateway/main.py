@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from data_plane.gateway.app import Gateway
+from data_plane.gateway.knowledge import ROUTE_POLICIES
 from data_plane.gateway.settings import GatewaySettings
 from data_plane.logs import configure_logging
 
@@ -53,6 +54,12 @@ def _settings(arguments: Sequence[str] | None) -> GatewaySettings:
     parser.add_argument(
         "--drain", type=float, default=30.0, metavar="S", help="seconds to finish streams in on SIGTERM"
     )
+    parser.add_argument(
+        "--route-policy",
+        choices=ROUTE_POLICIES,
+        default="ebb",
+        help="how replicas are chosen; all but ebb are for comparing",
+    )
     options = parser.parse_args(arguments)
     node_key = os.environ.get("EBB_NODE_KEY", "")
     if not node_key:
@@ -64,4 +71,5 @@ def _settings(arguments: Sequence[str] | None) -> GatewaySettings:
         host=options.host,
         port=options.port,
         drain_s=options.drain,
+        route_policy=options.route_policy,
     )

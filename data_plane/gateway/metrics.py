@@ -60,6 +60,9 @@ class Metrics:
         self.cancellations = _counter(registry, "cancellations", "Requests whose client went away.", "type")
         self.retries = _counter(registry, "upstream_retries", "Requests tried on another replica.", "endpoint")
         self.ejections = _counter(registry, "ejections", "Replicas found gone or leaving.", "endpoint", "reason")
+        self.routes = _counter(registry, "routes", "Requests sent to a replica.", "endpoint", "reason")
+        self.prompt_tokens = _counter(registry, "prompt_tokens", "Of requests sent, about.", "endpoint")
+        self.matched_tokens = _counter(registry, "matched_tokens", "Of these, taken to be cached there.", "endpoint")
         self.interrupted = _counter(registry, "stream_interrupted", "Streams that lost their replica.", "endpoint")
 
     def render(self) -> bytes:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from data_plane.gateway.knowledge import RoutePolicy
 from data_plane.router.runner_client import Timeouts
 
 
@@ -41,3 +42,4 @@ class GatewaySettings:
     hold: HoldLimits = field(default_factory=HoldLimits)
     stream: StreamManners = field(default_factory=StreamManners)
     runner: Timeouts = field(default_factory=Timeouts)
+    route_policy: RoutePolicy = "ebb"

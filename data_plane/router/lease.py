@@ -9,6 +9,10 @@ from types import TracebackType
 from data_plane.wire.routes import ReplicaRoute
 
 
+def _nothing() -> None:
+    """Nobody wants to hear of it."""
+
+
 class Lease:
     """One request's place on one replica. A context manager; giving back twice is the same as once."""
 
@@ -16,10 +20,17 @@ class Lease:
         self.endpoint_id = endpoint_id
         self.replica = replica
         self.reason = reason
+        self.prompt_tokens = self.matched_tokens = 0
+        """About how long the prompt is, and how much of it should be cached there."""
+        self.on_answer: Callable[[], None] = _nothing
+        self.on_end: Callable[[], None] = _nothing
+        """Hear of its first byte, and of its end (once)."""
         self._book = book
 
     def give_back(self) -> None:
         """Free the place."""
+        on_end, self.on_end = self.on_end, _nothing
+        on_end()
         self._book.give_back(self)
 
     def __enter__(self) -> "Lease":

@@ -33,12 +33,13 @@ async def chat_completions(http: web.Request, served: ServedModel) -> web.Stream
     """Answers one chat."""
     started_at = time.monotonic()
     request = parse_chat(await http.read())
-    prompt = await served.encode_chat(request.messages, request.chat_template_kwargs)
+    encoded = await served.encode_chat(request, http[NOTE].tenant)
+    prompt = encoded.tokens
     limit_name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
     limit = room_for(served, prompt, request.limit, param="messages", limit_param=limit_name)
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     branches = [
-        Branch(prompt, params, _transcript(served, request))
+        Branch(prompt, params, _transcript(served, request), encoded.labels)
         for params in sampling(request, served, max_tokens=limit, logprobs=logprobs)
     ]
     origin = Origin(http[NOTE].tenant, request.priority or 0, request.cache_salt or "")

