@@ -9,6 +9,7 @@ from aiohttp import web
 
 from data_plane.gateway import errors
 from data_plane.gateway.activation import Activation
+from data_plane.gateway.attempts import Attempts
 from data_plane.gateway.auth import Auth
 from data_plane.gateway.completions import Completions
 from data_plane.gateway.control import ControlClient
@@ -19,7 +20,9 @@ from data_plane.gateway.metrics import EndpointGauges, Metrics
 from data_plane.gateway.server import GatewayServer, Route
 from data_plane.gateway.settings import GatewaySettings
 from data_plane.gateway.state import StateFollower
+from data_plane.gateway.vitals import Vitals
 from data_plane.router.lease import InFlight
+from data_plane.router.probe import probe
 from data_plane.router.runner_client import RunnerClient
 from data_plane.router.table import RouteTable
 from data_plane.wire.routes import GatewayState, WakeAnswer, WakeRequest
@@ -41,6 +44,13 @@ class Gateway:
         self._runners = RunnerClient(settings.runner)
         self.activation = Activation(self.table, self.in_flight, self._wake, settings.hold)
         self.metrics = Metrics(self._books)
+        self.vitals = Vitals(
+            self.table,
+            lambda replica: probe(replica, settings.runner.connect_s),
+            lambda endpoint_id: self.activation.table_changed([endpoint_id]),
+            settings.vitals,
+        )
+        self.attempts = Attempts(self.activation, self._runners, self.vitals, self.metrics, self._num_replicas)
         self.server = GatewayServer(
             self._routes(), self.auth, settings.most_body_bytes, lambda: self.table.received, self._on_end
         )
@@ -78,6 +88,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.vitals.close()
         await self._runner.cleanup()
         await self._runners.close()
         await self._control.close()
@@ -97,8 +108,7 @@ class Gateway:
         completions = Completions(
             self._settings,
             self.table,
-            self.activation,
-            self._runners,
+            self.attempts,
             self.demand,
             self.metrics,
             lambda: self.server.cut,
@@ -122,6 +132,11 @@ class Gateway:
         self.auth.update(state.keys)
         changed = self.table.update(state, asyncio.get_running_loop().time())
         self.activation.table_changed(changed)
+        self.attempts.budget.forget_all_but({route.id for route in state.endpoints})
+
+    def _num_replicas(self, endpoint_id: str) -> int:
+        route = self.table.get(endpoint_id)
+        return len(route.replicas) if route else 0
 
     async def _wake(self, endpoint_id: str, request_id: str, waiting: int) -> WakeAnswer:
         return await self._control.wake(endpoint_id, WakeRequest(self._settings.name, request_id, waiting))

@@ -40,6 +40,8 @@ class Exchange:
     outcome: str = "ok"
     code: str = ""
     headers: dict[str, str] = field(default_factory=dict[str, str])
+    response: web.StreamResponse | None = None
+    """The stream that has begun."""
 
     @classmethod
     def begin(cls, request: web.BaseRequest) -> "Exchange":

@@ -61,6 +61,8 @@ class Metrics:
         self.retries = _counter(registry, "upstream_retries", "Requests tried on another replica.", "endpoint")
         self.ejections = _counter(registry, "ejections", "Replicas found gone or leaving.", "endpoint", "reason")
         self.interrupted = _counter(registry, "stream_interrupted", "Streams that lost their replica.", "endpoint")
+        self.resumed = _counter(registry, "streams_resumed", "Streams that another replica went on with.", "endpoint")
+        self.poisonous = _counter(registry, "poisonous", "Requests that two replicas died of.", "endpoint")
 
     def render(self) -> bytes:
         """The text exposition."""
