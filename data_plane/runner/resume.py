@@ -10,7 +10,7 @@ from dataclasses import replace
 from data_plane.engine.outputs import Output
 from data_plane.runner.generation import Branch
 from data_plane.runner.transcript import Transcript
-from data_plane.wire.errors import ApiError, invalid
+from data_plane.wire.errors import invalid
 from data_plane.wire.resume import Said
 
 
@@ -27,7 +27,7 @@ def _take_up(branch: Branch, said: Said, with_logprobs: bool) -> None:
     if said.is_open:
         # an echoed prompt has gone out with its log-probabilities
         branch.params = replace(branch.params, prompt_logprobs=None)
-    if not said.tokens and said.reason is None:
+    if not said.tokens and said.reason is None and not said.is_ended:
         return
     transcript = branch.transcript.fresh()
     _hear(transcript, said.tokens, said.reason)
@@ -44,9 +44,7 @@ def _take_up(branch: Branch, said: Said, with_logprobs: bool) -> None:
     if said.is_ended:
         transcript.take()
         if transcript.finish_reason is None:
-            raise ApiError(
-                500, "A choice was ended and its tokens do not say so.", type="server_error", code="internal"
-            )
+            raise invalid(f"Choice {said.index} is said to have ended and its tokens do not end it.", "said")
     branch.transcript, branch.made = transcript, tokens
 
 
