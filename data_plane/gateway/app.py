@@ -46,7 +46,7 @@ class Gateway:
         self.metrics = Metrics(self._books)
         self.vitals = Vitals(
             self.table,
-            lambda replica: probe(replica, settings.runner.connect_s),
+            lambda replica: probe(replica, settings.runner.connect_s, settings.vitals.answer_s),
             lambda endpoint_id: self.activation.table_changed([endpoint_id]),
             settings.vitals,
         )

@@ -13,7 +13,7 @@ from types import TracebackType
 import structlog
 
 from data_plane.router.health import Health
-from data_plane.router.probe import Vital
+from data_plane.router.probe import ANSWER_S, Vital
 from data_plane.router.table import RouteTable
 from data_plane.wire.routes import ReplicaRoute
 
@@ -24,11 +24,12 @@ NEVER = float("inf")
 @dataclass(frozen=True)
 class VitalLimits:
     """`silent_s` without a byte from a replica that has requests: it is asked. `most_missed` questions in a row that
-    its open port leaves unanswered: it hangs."""
+    its open port leaves unanswered for `answer_s`: it hangs."""
 
     silent_s: float = 1.0
     look_s: float = 0.5
     most_missed: int = 3
+    answer_s: float = ANSWER_S
 
 
 class ReplicaSilent(Exception):

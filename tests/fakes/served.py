@@ -68,7 +68,8 @@ class Fake:
         return {"Authorization": f"Bearer {TOKEN}"}
 
 
-def _script(tokenizer: Tokenizer, engines: list[Engine]) -> FakeExecutor:
+def script(tokenizer: Tokenizer, engines: list[Engine]) -> FakeExecutor:
+    """Says SCRIPT, or noise; `engines` has the one that runs it, by the time that it runs."""
     said = tokenizer.encode(SCRIPT)
 
     def choose(row: Row, position: int) -> int:
@@ -89,7 +90,7 @@ async def fake_runner(
     """A runner on a free port of 127.0.0.1; at the end the engine's books are checked."""
     tokenizer = make_tokenizer(template)
     engines: list[Engine] = []
-    executor = _script(tokenizer, engines)
+    executor = script(tokenizer, engines)
     executor.step_delay_s = step_delay_s
     config = EngineConfig(
         max_model_len=max_model_len, eos_token_ids=frozenset([2]), vocab_size=tokenizer.vocab_size, num_blocks=512
