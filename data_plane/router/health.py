@@ -6,7 +6,7 @@ Pure: it is told the time. Knows nothing of how a replica is asked.
 from dataclasses import dataclass
 
 FIRST_S = 0.25
-MOST_S = 5.0
+MOST_S = 2.0
 """Between two questions to a replica that is away: twice as long each time, up to this."""
 AGAIN = 4.0
 LONGEST_S = 30.0

@@ -8,6 +8,7 @@ one says (I2), and nothing is held afterwards (I3).
 import asyncio
 import signal
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from tests.promises.faults import Fleet, Seen, until
 from tests.promises.severed import Severable
 
-ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "Say it."}], "stream": True, "max_tokens": 60}
+ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "Say it."}], "stream": True, "max_tokens": 100}
 KINDS: list[dict[str, Any]] = [
     {"temperature": 0},
     {"temperature": 1.0, "seed": 11},
@@ -24,6 +25,7 @@ KINDS: list[dict[str, Any]] = [
     {"temperature": 0, "stop": ["answer is 42. Hello there, wXX", "Hello there, wörld 😀! The answer is 42. Hel"]},
     {"temperature": 1.0, "seed": 13, "logprobs": True, "top_logprobs": 2},
     {"temperature": 0, "stream": False},
+    {"temperature": 1.0, "seed": 14, "stream": False, "n": 2, "logprobs": True},
 ]
 
 
@@ -48,13 +50,16 @@ def begin_many(fleet: Fleet, rounds: int) -> "list[asyncio.Task[Seen]]":
 
 async def all_whole(tasks: "list[asyncio.Task[Seen]]", wanted: list[dict[int, dict[str, Any]]]) -> list[Seen]:
     seen = await asyncio.gather(*tasks)
-    outcomes = [one.outcome for one in seen]
-    assert outcomes == ["complete"] * len(seen), [
-        (one, other.raw[-300:]) for one, other in zip(outcomes, seen, strict=True) if one != "complete"
-    ]
+    failed = [(at, one.outcome, one.raw[-300:]) for at, one in enumerate(seen) if one.outcome != "complete"]
+    assert not failed
     for at, one in enumerate(seen):
-        assert one.said() == wanted[at % len(wanted)], KINDS[at % len(wanted)]
+        assert one.said() == wanted[at % len(wanted)], KINDS[at % len(KINDS)]
     return seen
+
+
+def longest_pause_s(seen: list[Seen]) -> float:
+    """Between two pieces of a stream."""
+    return max(later - at for one in seen for at, later in pairwise([one.began, *one.at]))
 
 
 async def test_f1_a_killed_runner_is_not_noticed(fleet: Fleet) -> None:
@@ -68,12 +73,15 @@ async def test_f1_a_killed_runner_is_not_noticed(fleet: Fleet) -> None:
     one.send(signal.SIGKILL)
     killed = asyncio.get_running_loop().time()
     await until(lambda: [left.id for left in fleet.gateway.table.usable("id", killed)] == ["other"], within_s=1)
-    await all_whole(tasks, wanted)
-    resumed, retried = (
-        await fleet.metric("ebb_gateway_streams_resumed_total"),
-        await fleet.metric("ebb_gateway_upstream_retries_total"),
+    ejected = asyncio.get_running_loop().time()
+    seen = await all_whole(tasks, wanted)
+    resumed = await fleet.metric("ebb_gateway_streams_resumed_total")
+    retried = await fleet.metric("ebb_gateway_upstream_retries_total")
+    assert lost and resumed and resumed + retried == lost, (lost, resumed, retried)
+    print(
+        f"F1: {lost} of {len(tasks)} requests lost their replica, {resumed:.0f} streams went on, {retried:.0f} retried, "
+        f"ejected after {ejected - killed:.3f} s, longest pause {longest_pause_s(seen):.2f} s"
     )
-    assert lost and resumed + retried == lost, (lost, resumed, retried)
     third = await fleet.runner("third")
     await fleet.live(third, other)
     await all_whole(begin_many(fleet, 1), wanted)
@@ -93,6 +101,7 @@ async def test_f2_the_only_runner_is_killed_and_its_successor_goes_on(fleet: Fle
     await until(lambda: len(fleet.control.wakes) >= 1)
     await fleet.live(await fleet.runner("next"))
     seen = await all_whole(tasks, wanted)
+    print(f"F2: longest pause of {len(seen)} requests {longest_pause_s(seen):.2f} s")
     assert any(b"\n: wa" in one.raw for one in seen), "a stream that has to wait is kept alive by comments"
     await fleet.at_rest()
 
@@ -107,6 +116,7 @@ async def test_f4_a_hanging_runner_is_given_up_and_comes_back(fleet: Fleet) -> N
     one.send(signal.SIGSTOP)
     try:
         seen = await all_whole(tasks, wanted)
+        print(f"F4: longest pause of {len(tasks)} requests {longest_pause_s(seen):.2f} s")
         assert max(max(one.at) for one in seen) - min(one.began for one in seen) < 10
         assert [left.id for left in fleet.gateway.table.usable("id", 0)] == ["other"], "no new requests go there"
         await all_whole(begin_many(fleet, 1), wanted)
@@ -125,7 +135,10 @@ async def test_f14_a_severed_runner_costs_no_more_than_the_connect_timeout(fleet
         await fleet.running(len(tasks), on=2)
         await asyncio.sleep(0.2)
         await link.sever()
-        await asyncio.gather(all_whole(tasks, wanted), all_whole(begin_many(fleet, 2), wanted))
+        old, new = await asyncio.gather(all_whole(tasks, wanted), all_whole(begin_many(fleet, 2), wanted))
+        print(
+            f"F14: longest pause {longest_pause_s(old):.2f} s of running requests, {longest_pause_s(new):.2f} s of new"
+        )
         fresh = await all_whole(begin_many(fleet, 2), wanted)
         assert max(seen.at[0] - seen.began for seen in fresh) < 2, "nobody waits on it once it is known"
         await link.heal()
@@ -133,21 +146,26 @@ async def test_f14_a_severed_runner_costs_no_more_than_the_connect_timeout(fleet
     await fleet.at_rest()
 
 
-async def test_f39_a_request_that_kills_two_runners_gets_no_third(fleet: Fleet) -> None:
-    runners = await asyncio.gather(*(fleet.runner(f"r{at}") for at in range(4)))
+@pytest.mark.parametrize("at_token", [0, 3])
+async def test_f39_a_request_that_kills_two_runners_gets_no_third(fleet: Fleet, at_token: int) -> None:
+    """Before its first byte it is refused, within its stream it ends in an error; others on these runners go on."""
+    runners = await asyncio.gather(*(fleet.runner(f"r{at}") for at in range(3)))
     await fleet.live(*runners)
     wanted = await undisturbed(fleet)
-    tasks = begin_many(fleet, 4)
-    await fleet.running(len(tasks), on=4)
+    tasks = begin_many(fleet, 3)
+    await fleet.running(len(tasks), on=3)
     await asyncio.sleep(0.4)
-    poison = ASKED | {"temperature": 0, "logit_bias": {"99": 3}}
-    stream, whole = await fleet.ask(poison), await fleet.ask(poison | {"stream": False})
-    assert stream.outcome == "error_event" and stream.error_code == "request_poisonous", stream.raw
-    assert sum(one.process.returncode is not None for one in runners) >= 2
+    poison = ASKED | {"temperature": 0, "logit_bias": {"99": at_token}}
+    seen = await fleet.ask(poison)
+    assert (seen.outcome, seen.error_code) == ("error_event" if at_token else "http_error", "request_poisonous")
+    await asyncio.sleep(0.1)
+    assert sum(one.process.returncode is not None for one in runners) == 2
     again = await fleet.ask(poison)
     assert (again.status, again.error_code, again.headers["x-should-retry"]) == (500, "request_poisonous", "false")
-    await all_whole(tasks, wanted)
-    assert whole.outcome == "http_error" and whole.error_code in ("request_poisonous", "upstream_failed"), whole.raw
+    whole = await all_whole(tasks, wanted)
+    print(f"F39: 2 of 3 runners lost, {len(tasks)} others whole, longest pause {longest_pause_s(whole):.2f} s")
+    await all_whole(begin_many(fleet, 1), wanted)
+    assert sum(one.process.returncode is not None for one in runners) == 2
     await fleet.at_rest()
 
 
