@@ -56,6 +56,9 @@ class Call:
     deaths: int = 0
     died_at: int = 0
     """How far it had come when a replica last died with it."""
+    sent_at: float = 0.0
+    aboard_s: list[float] = field(default_factory=list[float])
+    """How long it was on each replica that died with it before anything of it was seen."""
     resuming: bytes | None = None
     journal: Journal = field(default_factory=Journal)
 
@@ -172,6 +175,7 @@ class Attempts:
         return None
 
     async def _open(self, call: Call, replica: ReplicaRoute) -> Upstream:
+        call.sent_at = _now()
         headers = {**call.exchange.upstream_headers(), RESUMABLE_HEADER: str(call.created)}
         path, body = (call.path, call.body) if call.resuming is None else (RESUME_PATH, call.resuming)
         upstream = await self._runners.open(replica, "POST", path, body, headers)
@@ -183,6 +187,7 @@ class Attempts:
         self, call: Call, replica: ReplicaRoute, lost: Exception, *, is_dead: bool = False
     ) -> ApiError | None:
         """Leaves the replica alone; what ends the request, or None where another replica may have it."""
+        aboard_s = _now() - call.sent_at
         self._leave(call, replica, type(lost).__name__.lower())
         crowd = self._vitals.crowd(replica)
         if not isinstance(lost, RunnerLost | StreamLost | ReplicaSilent):
@@ -192,7 +197,7 @@ class Attempts:
         call.lost += 1
         if not isinstance(lost, ReplicaSilent):
             is_dead = is_dead or await self._vitals.examine(replica) == "gone"
-            if is_dead and (failure := self._note_death(call)) is not None:
+            if is_dead and (failure := self._note_death(call, aboard_s)) is not None:
                 return failure
         why = str(lost)
         if call.lost >= MOST_TRIES:
@@ -203,10 +208,15 @@ class Attempts:
             await asyncio.sleep(SUSPECT_PAUSE_S)
         return None
 
-    def _note_death(self, call: Call) -> ApiError | None:
+    def _note_death(self, call: Call, aboard_s: float) -> ApiError | None:
         come = call.journal.num_events
-        call.deaths = 1 if come > call.died_at + YOUNG else call.deaths + 1
+        # nothing was seen of it: then what kills a replica takes about as long on the next one
+        is_alike = come > 0 or any(_is_alike(aboard_s, before_s) for before_s in call.aboard_s)
+        is_there_again = call.deaths > 0 and come <= call.died_at + YOUNG and is_alike
+        call.deaths = call.deaths + 1 if is_there_again else 1
         call.died_at = come
+        if come == 0:
+            call.aboard_s.append(aboard_s)
         if call.deaths < MOST_DEATHS:
             return None
         self.quarantine.add(call.fingerprint, _now())
@@ -216,6 +226,12 @@ class Attempts:
     def _leave(self, call: Call, replica: ReplicaRoute, why: str) -> None:
         self._metrics.ejections.labels(call.route.name, why).inc()
         self._vitals.eject(call.route.id, replica)
+
+
+def _is_alike(one_s: float, other_s: float) -> bool:
+    """Whether the same may have come to the same place in these times, on two replicas with other loads."""
+    less_s, more_s = min(one_s, other_s), max(one_s, other_s)
+    return more_s <= 4 * less_s + 0.05
 
 
 def _now() -> float:

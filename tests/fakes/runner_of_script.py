@@ -17,8 +17,8 @@ from typing import Any
 from data_plane.engine.batch import Row
 from data_plane.engine.config import EngineConfig
 from data_plane.engine.engine import Engine, Executor
-from data_plane.runner import main
-from data_plane.runner.served import ServedModel
+from data_plane.runner import loading, main
+from data_plane.runner.tokenizer import Tokenizer
 from data_plane.wire.fleet import RunnerSpec
 from tests.fakes.served import make_tokenizer, script
 
@@ -54,17 +54,23 @@ def run() -> int:
         )
         return executor, config
 
-    serve = main.serve
+    class Told(Engine):
+        """An engine that the script knows: only it can say where a prompt ends."""
 
-    def serve_it(*arguments: Any) -> ServedModel:
-        model = serve(*arguments)
-        engines.append(model.engine._engine)
-        return model
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            engines.append(self)
 
-    main.check_artifact = lambda _spec: None
-    main.open_tokenizer = lambda _spec: tokenizer
+    def check(spec: RunnerSpec) -> None:
+        """There is no artifact."""
+
+    def open_tokenizer(spec: RunnerSpec) -> Tokenizer:
+        return tokenizer
+
+    loading.Engine = Told
+    main.check_artifact = check
+    main.open_tokenizer = open_tokenizer
     main.load_executor = load
-    main.serve = serve_it
     return main.main()
 
 

@@ -94,7 +94,9 @@ class Seen:
         assert b"\nid:" not in self.raw, "a mark came through to the client"
         choices: dict[int, dict[str, Any]] = {}
         names: set[tuple[object, object]] = set()
-        chunks = events_of(self.raw.decode()) if self.raw.startswith((b"data:", b":")) else [json.loads(self.raw)]
+        chunks: list[Any] = (
+            list(events_of(self.raw.decode())) if self.raw.startswith((b"data:", b":")) else [json.loads(self.raw)]
+        )
         for chunk in chunks:
             if isinstance(chunk, str):
                 continue

@@ -68,7 +68,7 @@ async def read(fake: Fake, path: str, body: bytes) -> bytes:
 def told(events: bytes) -> dict[str, Any]:
     """What a client makes of a stream: per choice its text, reasons, logprobs and ids, and all that is there once."""
     choices: dict[int, dict[str, Any]] = {}
-    chunks = events_of(events.decode())
+    chunks: list[Any] = list(events_of(events.decode()))
     found: dict[str, Any] = {"choices": choices, "done": chunks.count("[DONE]"), "usage": []}
     for chunk in chunks:
         if isinstance(chunk, str):
