@@ -91,7 +91,8 @@ class Completions:
                 return await self._stream_on(call, response)
             except StreamLost as lost:
                 response = call.exchange.response
-                assert response is not None
+                if response is None:
+                    raise errors.upstream_failed(call.route.name, 1, str(lost)) from lost
                 self._metrics.interrupted.labels(call.route.name).inc()
                 if call.journal.is_complete:
                     return await _end_with(response, sse.DONE_EVENT)

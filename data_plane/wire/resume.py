@@ -59,8 +59,7 @@ def open_mark(index: int) -> bytes:
 
 def token_mark(index: int, tokens: list[int], reason: EngineReason | None) -> bytes:
     """The tokens of a choice that became known with an event, and how the engine ended it with the last of them."""
-    ended = "" if reason is None else reason[0]
-    return b"%d t%s %s" % (index, ended.encode(), ",".join(map(str, tokens)).encode())
+    return f"{index} t{reason[0] if reason else ''} {','.join(map(str, tokens))}".encode()
 
 
 def end_mark(index: int) -> bytes:
@@ -70,7 +69,7 @@ def end_mark(index: int) -> bytes:
 
 def marked(event: bytes, *marks: bytes) -> bytes:
     """An event (its lines and the empty one) with its marks."""
-    return event[:-1] + b"".join(b"id: " + mark + b"\n" for mark in marks) + b"\n" if marks else event
+    return event[:-1] + b"id: " + b"\nid: ".join(marks) + b"\n\n" if marks else event
 
 
 def unmark(events: bytes) -> tuple[bytes, list[bytes]]:

@@ -22,7 +22,7 @@ from data_plane.runner.resume import take_up
 from data_plane.runner.tokenizer import Tokenizer
 from data_plane.runner.transcript import Delta, Transcript
 from data_plane.wire.keys import KeyRecord, new_key
-from data_plane.wire.resume import MOVED, RESUME_PATH, Kind, Said, marked, parse_resume, token_mark
+from data_plane.wire.resume import DIED, MOVED, RESUME_PATH, Kind, Said, marked, parse_resume, token_mark
 from tests.fakes.served import SCRIPT, TOKEN, Fake, events_of, fake_runner
 
 HEADERS = {"Authorization": f"Bearer {TOKEN}", "x-ebb-resumable": "1700000000", "x-request-id": "one"}
@@ -203,6 +203,30 @@ async def test_a_draining_runner_hands_its_streams_over() -> None:
         assert told(passed + Journal().take(rest)) == whole
         moved = await whole_answer
         assert moved.status == 503 and (await moved.json())["error"]["code"] == "draining"
+
+
+async def test_a_failed_engine_leaves_its_streams_to_others() -> None:
+    async with fake_runner(step_delay_s=0.02) as one, fake_runner() as other, aiohttp.ClientSession() as client:
+        body = json.dumps({"model": "fake", **CHAT}).encode()
+        whole = told(Journal().take(await read(other, PATHS["chat"], body)))
+        journal, cutter, passed = Journal(), EventCutter(), b""
+        whole_answer = asyncio.create_task(
+            client.post(one.url + PATHS["chat"], json={**CHAT, "stream": False}, headers=HEADERS)
+        )
+
+        def broken() -> list[Output]:
+            raise RuntimeError("the books do not balance")
+
+        async with client.post(one.url + PATHS["chat"], data=body, headers=HEADERS) as answer:
+            async for piece in answer.content.iter_any():
+                passed += journal.take(cutter.feed(piece))
+                if journal.num_events == 5:
+                    one.engine.step = broken
+        assert not cutter.done and not cutter.failed and journal.parting() == DIED
+        rest = await read(other, RESUME_PATH, journal.request("chat", body))
+        assert told(passed + Journal().take(rest)) == whole
+        lost = await whole_answer
+        assert lost.status == 503 and (await lost.json())["error"]["code"] == "engine_dead"
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers(0, 1 << 31), min_size=1, max_size=4))), st.data())
