@@ -98,14 +98,17 @@ class Engine:
         priority: int = 0,
         cache_salt: str = "",
         labels: Labels | None = None,
+        made: Sequence[int] = (),
     ) -> None:
         """Queues a request. ValueError, with the numbers, for one that this engine can never serve.
 
         Of lower `priority` is served first; among equals the `tenant` that got least. Only requests of one tenant and
         one `cache_salt` share what is cached of their prompts. `labels`: by the number of a block of the prompt, what
-        `take_changed_labels` shall call it.
+        `take_changed_labels` shall call it. `made`: what another engine has generated already; this one goes on as if
+        it had done so itself.
         """
         self._refuse_impossible(request_id, prompt, params)
+        self._refuse_ended(prompt, params, made)
         self._arrivals += 1
         stops = params.stop_token_ids
         request = Request(
@@ -121,7 +124,18 @@ class Engine:
             max_model_len=self.config.max_model_len,
             arrived_at=self._clock(),
         )
+        request.go_on_from(made)
         self.scheduler.add(request)
+
+    def _refuse_ended(self, prompt: Sequence[int], params: SamplingParams, made: Sequence[int]) -> None:
+        if not made:
+            return
+        most = min(params.max_tokens, self.config.max_model_len - len(prompt))
+        if len(made) >= most:
+            raise ValueError(f"{len(made)} tokens have been generated and {most} were wanted: there is nothing to add.")
+        strange = [token for token in made if not 0 <= token < (self.config.vocab_size or token + 1)]
+        if strange:
+            raise ValueError(f"Token id {strange[0]} is not in the vocabulary of {self.config.vocab_size} tokens.")
 
     def _refuse_impossible(self, request_id: str, prompt: Sequence[int], params: SamplingParams) -> None:
         config = self.config

@@ -163,7 +163,7 @@ class Scheduler:
         insort(self.running, request, key=lambda other: other.rank)
         if request.started_at is None:
             request.started_at = now
-            request.cached_tokens = request.num_computed
+            request.cached_tokens = min(request.num_computed, request.num_prompt)
             if not request.wants_prompt_logprobs:
                 self.cache.num_queried += request.num_prompt
                 self.cache.num_hit += request.cached_tokens

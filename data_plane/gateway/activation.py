@@ -165,12 +165,6 @@ class Activation:
         for endpoint_id in endpoint_ids:
             self._move(endpoint_id)
 
-    def avoid(self, endpoint_id: str, replica_id: str) -> None:
-        """A replica was found gone or leaving: keep away from it for a while, then let the line try it again."""
-        loop = asyncio.get_running_loop()
-        self._table.avoid(replica_id, loop.time() + self._limits.avoid_s)
-        loop.call_later(self._limits.avoid_s + 0.01, self._move, endpoint_id)
-
     def close(self) -> None:
         """The gateway leaves: all who wait are told, and nobody waits from now on."""
         self._closed = True

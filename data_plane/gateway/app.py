@@ -11,6 +11,7 @@ from aiohttp import web
 
 from data_plane.gateway import errors
 from data_plane.gateway.activation import Activation
+from data_plane.gateway.attempts import Attempts
 from data_plane.gateway.auth import Auth
 from data_plane.gateway.completions import Completions
 from data_plane.gateway.control import ControlClient
@@ -25,7 +26,9 @@ from data_plane.gateway.recent import RecentRequests, RequestRecord
 from data_plane.gateway.server import GatewayServer, Route
 from data_plane.gateway.settings import GatewaySettings
 from data_plane.gateway.state import StateFollower
+from data_plane.gateway.vitals import Vitals
 from data_plane.router.lease import InFlight
+from data_plane.router.probe import probe
 from data_plane.router.runner_client import RunnerClient
 from data_plane.router.table import RouteTable
 from data_plane.wire.errors import invalid
@@ -51,6 +54,13 @@ class Gateway:
         self.recent = RecentRequests()
         self.activation = Activation(self.table, self.in_flight, self._wake, settings.hold, self.knowledge)
         self.metrics = Metrics(self._books)
+        self.vitals = Vitals(
+            self.table,
+            lambda replica: probe(replica, settings.runner.connect_s, settings.vitals.answer_s),
+            lambda endpoint_id: self.activation.table_changed([endpoint_id]),
+            settings.vitals,
+        )
+        self.attempts = Attempts(self.activation, self._runners, self.vitals, self.metrics, self._num_replicas)
         self.server = GatewayServer(
             self._routes(), self.auth, settings.most_body_bytes, lambda: self.table.received, self._on_end
         )
@@ -89,6 +99,7 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.followers.close()
+        await self.vitals.close()
         await self._runner.cleanup()
         await self._runners.close()
         await self._control.close()
@@ -108,8 +119,7 @@ class Gateway:
         completions = Completions(
             self._settings,
             self.table,
-            self.activation,
-            self._runners,
+            self.attempts,
             self.demand,
             self.metrics,
             lambda: self.server.cut,
@@ -135,6 +145,11 @@ class Gateway:
         changed = self.table.update(state, asyncio.get_running_loop().time())
         self.followers.table_changed(changed)
         self.activation.table_changed(changed)
+        self.attempts.budget.forget_all_but({route.id for route in state.endpoints})
+
+    def _num_replicas(self, endpoint_id: str) -> int:
+        route = self.table.get(endpoint_id)
+        return len(route.replicas) if route else 0
 
     async def _wake(self, endpoint_id: str, request_id: str, waiting: int) -> WakeAnswer:
         return await self._control.wake(endpoint_id, WakeRequest(self._settings.name, request_id, waiting))

@@ -1,18 +1,18 @@
-"""Chat and text completions: check, hold, send to a replica, relay; again elsewhere where a replica is lost in time.
+"""Chat and text completions: check, hold, send to a replica, relay; and go on elsewhere where a replica is lost.
 
 Knows nothing of keys or metrics' names; the parts it uses are given to it.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
 
 import msgspec
 from aiohttp import web
 
 from data_plane.gateway import errors
-from data_plane.gateway.activation import Activation, Ask
+from data_plane.gateway.attempts import Attempts, Begun, Call, with_seed
 from data_plane.gateway.demand import Demand
 from data_plane.gateway.exchange import Exchange
 from data_plane.gateway.knowledge import Asked
@@ -20,28 +20,15 @@ from data_plane.gateway.metrics import Metrics
 from data_plane.gateway.patience import Patience
 from data_plane.gateway.settings import GatewaySettings
 from data_plane.router import sse
-from data_plane.router.runner_client import RunnerClient, RunnerLost, RunnerUnusable, StreamLost, Upstream
+from data_plane.router.runner_client import StreamLost, Upstream
 from data_plane.router.table import RouteTable
 from data_plane.wire.errors import ApiError, ErrorBody, ErrorEnvelope, invalid
-from data_plane.wire.openai import ChatRequest, CompletionRequest, encode, parse_chat, parse_completion
+from data_plane.wire.openai import ChatRequest, CompletionRequest, parse_chat, parse_completion
 from data_plane.wire.prefix_chain import chain_of
-from data_plane.wire.routes import EndpointRoute, ReplicaRoute
+from data_plane.wire.routes import EndpointRoute
 
-MOST_TRIES = 3
-"""Replicas that one request may be lost with: one that kills its runners must not kill them all."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """A request that was found good, ready to be sent."""
-
-    exchange: Exchange
-    route: EndpointRoute
-    path: str
-    body: bytes
-    streams: bool
-    deadline: float
-    asked: Asked
+SMALL_BYTES = 16_384
+"""Less than a transport takes before it makes its writer wait."""
 
 
 class Completions:
@@ -51,16 +38,14 @@ class Completions:
         self,
         settings: GatewaySettings,
         table: RouteTable,
-        activation: Activation,
-        runners: RunnerClient,
+        attempts: Attempts,
         demand: Demand,
         metrics: Metrics,
         is_cut: Callable[[], bool],
     ) -> None:
         self._settings = settings
         self._table = table
-        self._activation = activation
-        self._runners = runners
+        self._attempts = attempts
         self._demand = demand
         self._metrics = metrics
         self._is_cut = is_cut
@@ -85,28 +70,67 @@ class Completions:
         hold_s = exchange.hold_s(self._settings.hold.default_hold_s)
         parsed = parse(raw)
         route = endpoint_for(self._table, exchange, route, parsed.model)
-        body = encode(msgspec.structs.replace(parsed, model=route.name))
+        asked = msgspec.structs.replace(parsed, model=route.name)
         session = exchange.session or parsed.prompt_cache_key or parsed.user
-        asked = Asked(chain_of(parsed, exchange.tenant), session)
-        call = Call(exchange, route, path, body, bool(parsed.stream), exchange.arrived + hold_s, asked)
+        call = Call(
+            exchange,
+            route,
+            path,
+            asked,
+            with_seed(asked),
+            hold_s,
+            exchange.arrived + hold_s,
+            created=int(time.time()),
+            aim=Asked(chain_of(parsed, exchange.tenant), session),
+        )
+        self._attempts.note_request(call)
         with self._demand.working(route.id):
-            return await (self._stream(call) if call.streams else self._whole(call))
+            return await (self._stream(call) if parsed.stream else self._whole(call))
 
     async def _whole(self, call: Call) -> web.StreamResponse:
-        async with self._upstream(call) as upstream:
-            body = upstream.body
+        async with self._attempts.begun(call) as begun:
+            body = begun.upstream.body
             if body is None:
                 raise errors.upstream_failed(call.route.name, 1, "it streamed what was not asked to be a stream")
-            return self._pass_on(call, upstream, body)
+            return self._pass_on(call, begun.upstream, body)
 
     async def _stream(self, call: Call) -> web.StreamResponse:
+        """A stream, from one replica or from several, one after the other."""
+        response: web.StreamResponse | None = None
+        while True:
+            try:
+                return await self._stream_on(call, response)
+            except StreamLost as lost:
+                response = call.exchange.response
+                if response is None:
+                    raise errors.upstream_failed(call.route.name, 1, str(lost)) from lost
+                self._metrics.interrupted.labels(call.route.name).inc()
+                if call.journal.is_complete:
+                    return await _end_with(response, sse.DONE_EVENT)
+                failure = await self._go_on(call, lost)
+                if failure is not None:
+                    call.exchange.outcome = "interrupted"
+                    return await _end_with(response, _error_event(failure))
+                self._metrics.resumed.labels(call.route.name).inc()
+
+    async def _go_on(self, call: Call, lost: StreamLost) -> ErrorBody | None:
+        try:
+            return await self._attempts.go_on(call, lost)
+        except asyncio.CancelledError:
+            if not self._is_cut():
+                raise
+            return errors.shutting_down().body
+
+    async def _stream_on(self, call: Call, response: web.StreamResponse | None) -> web.StreamResponse:
+        """What one replica says of it. StreamLost where that is not all."""
         exchange = call.exchange
         failure: ApiError | None = None
         async with contextlib.AsyncExitStack() as stack:
-            upstream: Upstream | None = None
-            async with Patience(exchange, self._settings.stream, lambda: self._progress(call)) as patience:
+            begun: Begun | None = None
+            manners = self._settings.stream
+            async with Patience(exchange, manners, lambda: self._progress(call), response) as patience:
                 try:
-                    upstream = await stack.enter_async_context(self._upstream(call))
+                    begun = await stack.enter_async_context(self._attempts.begun(call))
                 except ApiError as error:
                     failure = error
                 except asyncio.CancelledError:
@@ -114,40 +138,41 @@ class Completions:
                         raise
                     failure = errors.shutting_down()
             response = patience.response
-            if upstream is None:
+            if begun is None:
                 assert failure is not None
                 if response is None:
                     raise failure
                 exchange.note_error(failure)
-                return await _end_with(response, failure.body)
-            if upstream.body is not None:
+                return await _end_with(response, _error_event(failure.body))
+            body = begun.upstream.body
+            if body is not None:
                 if response is None:
-                    return self._pass_on(call, upstream, upstream.body)
-                return await _end_with(response, self._note_upstream_error(call, upstream.body))
+                    return self._pass_on(call, begun.upstream, body)
+                return await _end_with(response, _error_event(self._note_upstream_error(call, body)))
             if response is None:
                 response = exchange.stream()
                 await response.prepare(exchange.request)
             else:
-                # its headers went out before there was a route to tell of
+                # its headers went out before there was this route to tell of
                 await response.write(sse.comment(f"x-ebb-route: {exchange.headers.get('x-ebb-route', '')}"))
-            await self._relay(call, upstream, response)
+            exchange.response = response
+            await self._relay(call, begun, response)
             return response
 
-    async def _relay(self, call: Call, upstream: Upstream, response: web.StreamResponse) -> None:
+    async def _relay(self, call: Call, begun: Begun, response: web.StreamResponse) -> None:
+        upstream, watch = begun.upstream, begun.watch
+        journal = call.journal if upstream.is_marked else None
         try:
             while events := await upstream.read_events():
-                await response.write(events)
-        except StreamLost as lost:
-            call.exchange.outcome = "interrupted"
-            self._metrics.interrupted.labels(call.route.name).inc()
-            self._activation.avoid(call.route.id, call.exchange.replica)
-            await _end_with(response, errors.stream_interrupted(str(lost)))
-            return
+                watch.signs += 1
+                if journal is not None:
+                    events = journal.take(events)
+                await self._write(call, response, events)
         except asyncio.CancelledError:
             if not self._is_cut():
                 raise
             call.exchange.outcome = "interrupted"
-            await _end_with(response, errors.shutting_down().body)
+            await _end_with(response, _error_event(errors.shutting_down().body))
             return
         if upstream.failed:
             call.exchange.outcome = "error"
@@ -155,53 +180,18 @@ class Completions:
         with contextlib.suppress(ConnectionError):
             await response.write_eof()
 
-    @contextlib.asynccontextmanager
-    async def _upstream(self, call: Call) -> AsyncGenerator[Upstream]:
-        """A replica's answer, begun; its lease and its connection are given back together when this ends."""
-        exchange = call.exchange
-        ask = Ask(
-            call.route.id,
-            call.route.name,
-            exchange.request_id,
-            len(call.body),
-            exchange.arrived,
-            call.deadline,
-            call.asked,
-        )
-        lost = 0
-        while True:
-            try:
-                lease = await self._activation.acquire(ask, exchange.hold)
-            finally:
-                exchange.release()
-            with lease:
-                exchange.note_route(lease)
-                exchange.tries += 1
-                try:
-                    upstream = await self._open(call, lease.replica)
-                except RunnerUnusable as error:
-                    lost += isinstance(error, RunnerLost)
-                    self._note_unusable(call, lease.replica, error)
-                    if lost >= MOST_TRIES:
-                        raise errors.upstream_failed(call.route.name, lost, str(error)) from error
-                    continue
-                lease.on_answer()
-                try:
-                    yield upstream
-                finally:
-                    upstream.close()
-                return
-
-    async def _open(self, call: Call, replica: ReplicaRoute) -> Upstream:
-        upstream = await self._runners.open(replica, "POST", call.path, call.body, call.exchange.upstream_headers())
-        exchange = call.exchange
-        exchange.first_byte_s = asyncio.get_running_loop().time() - exchange.arrived
-        return upstream
-
-    def _note_unusable(self, call: Call, replica: ReplicaRoute, error: RunnerUnusable) -> None:
-        self._activation.avoid(call.route.id, replica.id)
-        self._metrics.ejections.labels(call.route.name, type(error).__name__.lower()).inc()
-        self._metrics.retries.labels(call.route.name).inc()
+    async def _write(self, call: Call, response: web.StreamResponse, events: bytes) -> None:
+        transport = call.exchange.request.transport
+        if transport is None or (len(events) < SMALL_BYTES and not transport.get_write_buffer_size()):
+            # it cannot wait, and a timer for each event would cost as much as passing it on
+            await response.write(events)
+            return
+        try:
+            async with asyncio.timeout(self._settings.stream.stalled_s):
+                await response.write(events)
+        except TimeoutError:
+            transport.abort()
+            raise ConnectionResetError("the client took nothing for too long") from None
 
     def _pass_on(self, call: Call, upstream: Upstream, body: bytes) -> web.StreamResponse:
         if upstream.status >= 400:
@@ -255,8 +245,12 @@ def endpoint_for(
     return found
 
 
-async def _end_with(response: web.StreamResponse, error: ErrorBody) -> web.StreamResponse:
-    """The last event of a stream that failed: the error, and no [DONE]."""
-    await response.write(sse.event(msgspec.json.encode(ErrorEnvelope(error))))
+async def _end_with(response: web.StreamResponse, event: bytes) -> web.StreamResponse:
+    """The last event of a stream: what failed, and no [DONE], or just that where all the rest was sent."""
+    await response.write(event)
     await response.write_eof()
     return response
+
+
+def _error_event(error: ErrorBody) -> bytes:
+    return sse.event(msgspec.json.encode(ErrorEnvelope(error)))

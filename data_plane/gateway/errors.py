@@ -84,8 +84,32 @@ def upstream_failed(name: str, tries: int, why: str) -> ApiError:
     )
 
 
+def too_many_retries(name: str, why: str) -> ApiError:
+    """503: the replica was lost, and so many requests were sent once more already that another would do harm."""
+    return ApiError(
+        503,
+        f"A replica of endpoint '{name}' was lost with this request ({why}), and too many requests are being repeated "
+        "already. Try again a little later.",
+        type="server_error",
+        code="upstream_failed",
+        headers={"retry-after": "2"},
+    )
+
+
+def poisonous(name: str) -> ApiError:
+    """500: two replicas died with this request in hand."""
+    return ApiError(
+        500,
+        f"Two replicas of endpoint '{name}' died while they answered this request, so it is not tried on a third, and "
+        "is refused for some minutes. See 'ebb logs' for what they said.",
+        type="server_error",
+        code="request_poisonous",
+        headers={"x-should-retry": "false"},
+    )
+
+
 def stream_interrupted(why: str) -> ErrorBody:
-    """The event that ends a stream whose runner was lost."""
+    """The event that ends a stream whose runner was lost, where no other one can go on with it."""
     return ErrorBody(
         f"The stream was interrupted: the replica was lost ({why}). What came before is not the whole answer.",
         type="server_error",

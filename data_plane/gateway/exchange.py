@@ -45,6 +45,8 @@ class Exchange:
     lease: Lease | None = None
     """The last place it had on a replica."""
     headers: dict[str, str] = field(default_factory=dict[str, str])
+    response: web.StreamResponse | None = None
+    """The stream that has begun."""
 
     @classmethod
     def begin(cls, request: web.BaseRequest) -> "Exchange":

@@ -8,7 +8,8 @@ import msgspec
 from aiohttp import web
 
 from data_plane.gateway import errors
-from data_plane.gateway.completions import MOST_TRIES, endpoint_for, named_endpoint
+from data_plane.gateway.attempts import MOST_TRIES
+from data_plane.gateway.completions import endpoint_for, named_endpoint
 from data_plane.gateway.exchange import Exchange
 from data_plane.gateway.settings import GatewaySettings
 from data_plane.router.choose import Candidate, choose

@@ -64,6 +64,8 @@ class Metrics:
         self.prompt_tokens = _counter(registry, "prompt_tokens", "Of requests sent, about.", "endpoint")
         self.matched_tokens = _counter(registry, "matched_tokens", "Of these, taken to be cached there.", "endpoint")
         self.interrupted = _counter(registry, "stream_interrupted", "Streams that lost their replica.", "endpoint")
+        self.resumed = _counter(registry, "streams_resumed", "Streams that another replica went on with.", "endpoint")
+        self.poisonous = _counter(registry, "poisonous", "Requests that two replicas died of.", "endpoint")
 
     def render(self) -> bytes:
         """The text exposition."""

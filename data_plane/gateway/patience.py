@@ -15,10 +15,16 @@ from data_plane.router.sse import comment
 
 
 class Patience:
-    """Around the wait for a stream's first event. Afterwards `response` is None, or the stream that had to begin."""
+    """Around the wait for a stream's next event. Afterwards `response` is None, or the stream that has begun."""
 
-    def __init__(self, exchange: Exchange, manners: StreamManners, describe: Callable[[], str]) -> None:
-        self.response: web.StreamResponse | None = None
+    def __init__(
+        self,
+        exchange: Exchange,
+        manners: StreamManners,
+        describe: Callable[[], str],
+        response: web.StreamResponse | None = None,
+    ) -> None:
+        self.response = response
         self._exchange = exchange
         self._manners = manners
         self._describe = describe
@@ -26,7 +32,9 @@ class Patience:
         self._speaking: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Patience":
-        self._timer = asyncio.get_running_loop().call_later(self._manners.silent_s, self._begin)
+        manners = self._manners
+        after_s = manners.silent_s if self.response is None else manners.comment_every_s
+        self._timer = asyncio.get_running_loop().call_later(after_s, self._begin)
         return self
 
     async def __aexit__(
@@ -49,8 +57,10 @@ class Patience:
         self._speaking = asyncio.get_running_loop().create_task(self._speak())
 
     async def _speak(self) -> None:
-        self.response = response = self._exchange.stream()
-        await response.prepare(self._exchange.request)
+        response = self.response
+        if response is None:
+            self.response = response = self._exchange.stream()
+            await response.prepare(self._exchange.request)
         while not self._over.is_set():
             await response.write(comment(self._describe()))
             try:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from data_plane.gateway.knowledge import RoutePolicy
+from data_plane.gateway.vitals import VitalLimits
 from data_plane.router.runner_client import Timeouts
 
 
@@ -14,16 +15,18 @@ class HoldLimits:
     most_requests: int = 1_000
     most_bytes: int = 64 << 20
     wake_every_s: float = 2.0
-    avoid_s: float = 5.0
-    """How long a replica that was not reachable or refused is left alone, unless its routes change first."""
 
 
 @dataclass(frozen=True)
 class StreamManners:
-    """A held stream is silent for `silent_s`, so that a true status is still possible, then speaks now and then."""
+    """A held stream is silent for `silent_s`, so that a true status is still possible, then speaks now and then.
+
+    A client that takes nothing for `stalled_s` although there is something for it is cut off.
+    """
 
     silent_s: float = 25.0
     comment_every_s: float = 10.0
+    stalled_s: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -43,3 +46,4 @@ class GatewaySettings:
     stream: StreamManners = field(default_factory=StreamManners)
     runner: Timeouts = field(default_factory=Timeouts)
     route_policy: RoutePolicy = "ebb"
+    vitals: VitalLimits = field(default_factory=VitalLimits)

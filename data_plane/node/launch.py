@@ -38,6 +38,8 @@ class RunnerSettings:
     command: tuple[str, ...] = (sys.executable, "-m", "data_plane.runner")
     stall_s: float = 120.0
     """Without a new phase for so long, a start is given up."""
+    hang_s: float = 30.0
+    """A ready runner that answers nothing for so long is killed."""
     drain_s: float = 300.0
     grace_s: float = 10.0
     """From SIGTERM to SIGKILL."""

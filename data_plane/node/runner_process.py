@@ -20,9 +20,11 @@ from data_plane.node.diff import Condition, Running
 from data_plane.node.launch import RunnerSettings
 from data_plane.node.logfile import read_tail
 from data_plane.node.outcome import LOG_LINES, judge
+from data_plane.node.pulse import Pulse
 from data_plane.node.records import Asked, NodePaths, Record, save
 from data_plane.wire.fleet import ObservedReplica, ReplicaPhase, RunnerStatus, StartFailure
 from data_plane.wire.names import is_name
+from data_plane.wire.routes import ReplicaRoute
 
 log = structlog.get_logger()
 BEFORE_READY = ("placing", "starting", "loading", "warming")
@@ -64,6 +66,7 @@ class RunnerProcess:
         self._watch: processes.ExitWatch | None = None
         self._task: asyncio.Task[None] | None = None
         self._check: asyncio.Future[StartFailure | None] | None = None
+        self._pulse = Pulse(settings.hang_s)
 
     def watch(self, child: subprocess.Popen[bytes] | None, check: Awaitable[StartFailure | None] | None = None) -> None:
         """Begins to watch the process of the record; `child` where this agent has started it. It does not count as
@@ -124,11 +127,26 @@ class RunnerProcess:
             with contextlib.suppress(psutil.Error):  # it ended this instant: the watch will say so
                 self.memory_bytes = psutil.Process(self.record.pid).memory_info().rss
             self._look()
+            self._feel_pulse()
             if self._watch is not None:
                 self._watch.nudge()
 
+    def _feel_pulse(self) -> None:
+        status = self._status
+        if self._phase != "ready" or self.record.asked != "run" or status is None or status.url is None:
+            return
+        self._pulse.feel(ReplicaRoute(self.record.replica_id, status.url, self.record.token, status.slots))
+        if self._pulse.is_hung and self._verdict is None:
+            self._verdict = StartFailure(
+                message=f"The runner hung: it gave no answer for {self._settings.hang_s:g} s and was killed. Its log"
+                f" says more: `ebb logs {self.record.endpoint}`.",
+                fatal=False,
+            )
+            processes.kill_group(self.record.pid, self.record.identity)
+
     async def close(self) -> None:
         """Stops watching; the process goes on."""
+        self._pulse.close()
         tasks = [task for task in (self._task, self._check) if task is not None]
         for task in tasks:
             task.cancel()
@@ -142,6 +160,7 @@ class RunnerProcess:
                 await self._enforce()
         finally:
             watch.close()
+            self._pulse.close()
         self._look()
         judged = self._judge(watch.code)
         if judged is not None and self._verdict is None and self._check is not None:

@@ -12,6 +12,7 @@ import msgspec
 
 from data_plane.router.sse import EventCutter
 from data_plane.wire.errors import ErrorEnvelope
+from data_plane.wire.resume import DRAINING_CODE, ENGINE_DEAD_CODE, RESUMABLE_HEADER
 from data_plane.wire.routes import ReplicaRoute
 
 CONNECT_TIMEOUT_S = 2.0
@@ -55,6 +56,8 @@ class Upstream:
         self.status = response.status
         self.headers = {name: response.headers[name] for name in PASSED_BACK if name in response.headers}
         self.body = body
+        self.is_marked = RESUMABLE_HEADER in response.headers
+        """Whether the events carry what another replica needs to go on (`wire.resume`)."""
         self._response = response
         self._first = first
         self._cutter = cutter
@@ -178,8 +181,10 @@ class RunnerClient:
             raise RunnerLost(f"it answered {response.status} to its launch token: another process has its address")
         if response.status >= 400:
             code = _error_code(body)
-            if response.status == 503 and code == "draining":
+            if response.status == 503 and code == DRAINING_CODE:
                 raise Draining("it is draining")
+            if response.status == 503 and code == ENGINE_DEAD_CODE:
+                raise RunnerLost("its engine failed")
             if code is None:
                 raise RunnerLost(f"it answered {response.status} with something that is no error of ours")
         return Upstream(response, body, b"", cutter)

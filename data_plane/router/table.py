@@ -7,7 +7,7 @@ from data_plane.wire.routes import EndpointRoute, GatewayState, ReplicaRoute
 
 
 class RouteTable:
-    """The last GatewayState, indexed. Replicas found dead are avoided until the routes say something new of them."""
+    """The last GatewayState, indexed. Replicas found dead are avoided until their routes change."""
 
     def __init__(self) -> None:
         self.version = ""
@@ -37,9 +37,8 @@ class RouteTable:
             self._changed_at.pop(endpoint_id, None)
         else:
             self._changed_at[endpoint_id] = now
-        old_replicas = old.replicas if old else ()
-        if new is None or new.replicas != old_replicas:
-            for replica in old_replicas:
+        for replica in old.replicas if old else ():
+            if new is None or replica not in new.replicas:
                 self._avoided_until.pop(replica.id, None)
 
     def get(self, endpoint_id: str) -> EndpointRoute | None:
@@ -66,8 +65,11 @@ class RouteTable:
         return max(0.0, route.eta_s - (now - self._changed_at.get(endpoint_id, now)))
 
     def avoid(self, replica_id: str, until: float) -> None:
-        """Keep away from a replica until `until`, or until its endpoint's replicas change, whichever is first."""
-        self._avoided_until[replica_id] = until
+        """Keep away from a replica until `until`, or until its route changes or goes, whichever is first."""
+        if until > 0:
+            self._avoided_until[replica_id] = until
+        else:
+            self._avoided_until.pop(replica_id, None)
 
     def usable(self, endpoint_id: str, now: float) -> tuple[ReplicaRoute, ...]:
         """The endpoint's ready replicas without those to keep away from."""

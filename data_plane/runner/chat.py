@@ -1,6 +1,7 @@
 """POST /v1/chat/completions: messages to a prompt, outputs to messages."""
 
 import time
+from collections.abc import Sequence
 
 from aiohttp import web
 from msgspec import UNSET, UnsetType
@@ -8,9 +9,10 @@ from msgspec import UNSET, UnsetType
 from data_plane.engine.outputs import TokenLogprobs
 from data_plane.runner.engine_loop import Origin
 from data_plane.runner.generation import Branch, Generation
-from data_plane.runner.note import NOTE
+from data_plane.runner.note import NOTE, created
 from data_plane.runner.requests import room_for, sampling
 from data_plane.runner.respond import respond
+from data_plane.runner.resume import take_up
 from data_plane.runner.served import ServedModel
 from data_plane.runner.tokenizer import Tokenizer
 from data_plane.runner.transcript import Delta, Entry, Transcript
@@ -27,12 +29,20 @@ from data_plane.wire.openai_answers import (
     TopLogprob,
     Usage,
 )
+from data_plane.wire.resume import Said
 
 
 async def chat_completions(http: web.Request, served: ServedModel) -> web.StreamResponse:
     """Answers one chat."""
+    return await answer_chat(http, served, await http.read())
+
+
+async def answer_chat(
+    http: web.Request, served: ServedModel, raw: bytes, said: Sequence[Said] = ()
+) -> web.StreamResponse:
+    """The answer to the chat in `raw`, from where `said` has it."""
     started_at = time.monotonic()
-    request = parse_chat(await http.read())
+    request = parse_chat(raw)
     encoded = await served.encode_chat(request, http[NOTE].tenant)
     prompt = encoded.tokens
     limit_name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
@@ -42,10 +52,11 @@ async def chat_completions(http: web.Request, served: ServedModel) -> web.Stream
         Branch(prompt, params, _transcript(served, request), encoded.labels)
         for params in sampling(request, served, max_tokens=limit, logprobs=logprobs)
     ]
+    take_up(branches, said, with_logprobs=logprobs is not None)
     origin = Origin(http[NOTE].tenant, request.priority or 0, request.cache_salt or "")
     generation = Generation(served.engine, served.metrics, http[NOTE].request_id, branches, started_at, origin)
     http[NOTE].generation = generation
-    shape = _ChatShape(f"chatcmpl-{http[NOTE].request_id}", served, request)
+    shape = _ChatShape(f"chatcmpl-{http[NOTE].request_id}", created(http), served, request)
     return await respond(http, generation, shape, request, started_at)
 
 
@@ -55,9 +66,9 @@ def _transcript(served: ServedModel, request: ChatRequest) -> Transcript:
 
 
 class _ChatShape:
-    def __init__(self, answer_id: str, served: ServedModel, request: ChatRequest) -> None:
+    def __init__(self, answer_id: str, created: int, served: ServedModel, request: ChatRequest) -> None:
         self._id = answer_id
-        self._created = int(time.time())
+        self._created = created
         self._model = served.name
         self._tokenizer = served.tokenizer
         self._with_logprobs = bool(request.logprobs)

@@ -12,14 +12,16 @@ from data_plane.engine.prefix_cache import Labels
 from data_plane.runner.detokenizer import Detokenizer
 from data_plane.runner.engine_loop import Origin
 from data_plane.runner.generation import Branch, Generation
-from data_plane.runner.note import NOTE
+from data_plane.runner.note import NOTE, created
 from data_plane.runner.requests import check_tokens, room_for, sampling
 from data_plane.runner.respond import respond
+from data_plane.runner.resume import take_up
 from data_plane.runner.served import ServedModel
 from data_plane.runner.tokenizer import Tokenizer
 from data_plane.runner.transcript import Delta, Entry, Transcript
 from data_plane.wire.openai import CompletionRequest, parse_completion
 from data_plane.wire.openai_answers import Completion, CompletionChoice, CompletionLogprobs, Usage
+from data_plane.wire.resume import Said
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,15 @@ class _Prompt:
 
 async def completions(http: web.Request, served: ServedModel) -> web.StreamResponse:
     """Answers one completion request, which may have several prompts."""
+    return await answer_completion(http, served, await http.read())
+
+
+async def answer_completion(
+    http: web.Request, served: ServedModel, raw: bytes, said: Sequence[Said] = ()
+) -> web.StreamResponse:
+    """The answer to the request in `raw`, from where `said` has it."""
     started_at = time.monotonic()
-    request = parse_completion(await http.read())
+    request = parse_completion(raw)
     tenant = http[NOTE].tenant
     prompts = [await _prompt(served, request, prompt, tenant) for prompt in request.prompts]
     branches: list[Branch] = []
@@ -46,10 +55,11 @@ async def completions(http: web.Request, served: ServedModel) -> web.StreamRespo
         ):
             branches.append(Branch(prompt.tokens, params, _transcript(served, request, prompt), prompt.labels))
             echoed.append(prompt.echoed)
+    take_up(branches, said, with_logprobs=request.logprobs is not None)
     origin = Origin(tenant, request.priority or 0, request.cache_salt or "")
     generation = Generation(served.engine, served.metrics, http[NOTE].request_id, branches, started_at, origin)
     http[NOTE].generation = generation
-    shape = _CompletionShape(f"cmpl-{http[NOTE].request_id}", served, request, echoed)
+    shape = _CompletionShape(f"cmpl-{http[NOTE].request_id}", created(http), served, request, echoed)
     return await respond(http, generation, shape, request, started_at)
 
 
@@ -76,9 +86,11 @@ def _transcript(served: ServedModel, request: CompletionRequest, prompt: _Prompt
 
 
 class _CompletionShape:
-    def __init__(self, answer_id: str, served: ServedModel, request: CompletionRequest, echoed: list[str]) -> None:
+    def __init__(
+        self, answer_id: str, created: int, served: ServedModel, request: CompletionRequest, echoed: list[str]
+    ) -> None:
         self._id = answer_id
-        self._created = int(time.time())
+        self._created = created
         self._model = served.name
         self._tokenizer = served.tokenizer
         self._with_logprobs = request.logprobs is not None

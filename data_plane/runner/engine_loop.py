@@ -6,6 +6,7 @@ Knows nothing of text or HTTP. Without work the thread sleeps until something is
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from data_plane.engine.sampling import SamplingParams
 from data_plane.runner.journal import Journal
 
 logger = logging.getLogger(__name__)
+
+ENGINE_DEAD = "The engine failed; this replica is being replaced."
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class _Add:
     params: SamplingParams
     origin: Origin
     labels: Labels | None
+    made: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,7 @@ class EngineLoop:
         self._sinks: dict[str, Sink] = {}
         self._stats = engine.stats()
         self.journal = Journal(self._stats)
+        self._alive_at = time.monotonic()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -88,13 +93,17 @@ class EngineLoop:
         sink: Sink,
         origin: Origin = _ANYBODY,
         labels: Labels | None = None,
+        made: Sequence[int] = (),
     ) -> None:
         """Queues a request. `sink` gets its outputs, on the event loop, until one has a finish reason, or a Refusal.
 
-        `labels` are what the journal calls the blocks of its prompt.
+        `labels` are what the journal calls the blocks of its prompt. `made`: what another engine has generated of it,
+        which this one goes on from.
         """
+        if not self._sinks:
+            self._alive_at = time.monotonic()
         self._sinks[request_id] = sink
-        self._send(_Add(request_id, prompt, params, origin, labels))
+        self._send(_Add(request_id, prompt, params, origin, labels, made))
 
     def abort(self, request_id: str) -> None:
         """Drops a request; its sink hears nothing more. One that has ended is left alone."""
@@ -105,6 +114,11 @@ class EngineLoop:
     def stats(self) -> EngineStats:
         """The engine's numbers after its last step."""
         return self._stats
+
+    @property
+    def stuck_s(self) -> float:
+        """Seconds since the last step ended, while there is work; 0.0 without any."""
+        return time.monotonic() - self._alive_at if self._sinks else 0.0
 
     @property
     def in_flight(self) -> int:
@@ -130,6 +144,7 @@ class EngineLoop:
                 outputs = [refusal for message in messages if (refusal := self._apply(message)) is not None]
                 outputs += self._engine.step()
                 self._stats = self._engine.stats()
+                self._alive_at = time.monotonic()
                 self._post(self._deliver, outputs, self._stats, self._engine.take_changed_labels())
         except Exception:  # whatever it is, the engine's books are in doubt: this runner ends and another is started
             logger.exception("the engine's thread ended")
@@ -156,6 +171,7 @@ class EngineLoop:
                 priority=origin.priority,
                 cache_salt=origin.cache_salt,
                 labels=message.labels,
+                made=message.made,
             )
         except ValueError as error:
             return Refusal(message.request_id, str(error))
@@ -181,7 +197,7 @@ class EngineLoop:
 
     def _die(self) -> None:
         for request_id, sink in list(self._sinks.items()):
-            sink(Output(request_id, None, "error", error="The engine failed; this replica is being replaced."))
+            sink(Output(request_id, None, "error", error=ENGINE_DEAD))
         self._sinks.clear()
         if self._on_dead is not None:
             self._on_dead()

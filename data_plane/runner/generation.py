@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from data_plane.engine.outputs import Output, TokenLogprobs
 from data_plane.engine.prefix_cache import Labels
 from data_plane.engine.sampling import SamplingParams
-from data_plane.runner.engine_loop import EngineLoop, Origin, Refusal
+from data_plane.runner.engine_loop import ENGINE_DEAD, EngineLoop, Origin, Refusal
 from data_plane.runner.metrics import Metrics
 from data_plane.runner.transcript import Transcript
 from data_plane.wire.errors import ApiError, invalid
+from data_plane.wire.resume import ENGINE_DEAD_CODE
 
 
 @dataclass
@@ -30,6 +31,10 @@ class Branch:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     first_at: float | None = None
     last_at: float | None = None
+    made: Sequence[int] = ()
+    """Tokens that another replica made of it before."""
+    is_open: bool = False
+    """Whether what comes before its first token was sent."""
 
 
 class Generation:
@@ -54,6 +59,7 @@ class Generation:
         self._arrived_at = arrived_at
         self._mail: list[tuple[int, Output | Refusal]] = []
         self._has_mail = asyncio.Event()
+        self._end: ApiError | None = None
 
     async def __aenter__(self) -> "Generation":
         for index, (request_id, branch) in enumerate(zip(self._ids, self.branches, strict=True)):
@@ -61,7 +67,10 @@ class Generation:
             def receive(output: Output | Refusal, index: int = index) -> None:
                 self._receive(index, output)
 
-            self._engine.submit(request_id, branch.prompt, branch.params, receive, self._origin, branch.labels)
+            if branch.transcript.finish_reason is None:
+                self._engine.submit(
+                    request_id, branch.prompt, branch.params, receive, self._origin, branch.labels, branch.made
+                )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -83,16 +92,23 @@ class Generation:
     async def advance(self) -> list[int]:
         """Waits for outputs and feeds them to the transcripts; the indices of sequences that have something new.
 
-        ApiError 400 where the engine can never serve the request, 500 where it failed.
+        ApiError 400 where the engine can never serve the request, 500 where it failed, or what `end` was given.
         """
         await self._has_mail.wait()
         self._has_mail.clear()
+        if self._end is not None:
+            raise self._end
         mail, self._mail = self._mail, []
         changed: dict[int, None] = {}
         for index, output in mail:
             self._take(index, output)
             changed[index] = None
         return list(changed)
+
+    def end(self, error: ApiError) -> None:
+        """It does not go on: who waits in `advance`, or comes there, gets this error."""
+        self._end = error
+        self._has_mail.set()
 
     def _take(self, index: int, output: Output | Refusal) -> None:
         if isinstance(output, Refusal):
@@ -144,4 +160,6 @@ def _failed(message: str) -> ApiError:
     if message.startswith("numerical_error"):
         headers = {"x-should-retry": "false"}
         return ApiError(500, message, type="server_error", code="numerical_error", headers=headers)
+    if message == ENGINE_DEAD:
+        return ApiError(503, message, type="server_error", code=ENGINE_DEAD_CODE)
     return ApiError(500, message, type="server_error", code="engine_error")

@@ -27,6 +27,8 @@ from data_plane.wire.fleet import RunnerSpec, StartFailure
 
 GRACE_S = 30.0
 """From the first SIGTERM to giving up on what still runs."""
+MOVE_S = 5.0
+"""From it to handing over what gateways have here: another replica goes on with it, and nobody notices."""
 
 log = structlog.get_logger()
 
@@ -150,7 +152,10 @@ class Runner:
         self._done.set()
 
     async def _give_up(self) -> None:
-        await asyncio.sleep(GRACE_S)
+        await asyncio.sleep(MOVE_S)
+        log.info("requests are handed over", count=self.service.busy)
+        self.service.hand_over()
+        await asyncio.sleep(GRACE_S - MOVE_S)
         log.warning("requests are cut off", count=self.service.busy)
         self._done.set()
 

@@ -18,6 +18,18 @@ from data_plane.runner.transcript import Delta
 from data_plane.wire.errors import ApiError
 from data_plane.wire.openai import GenerationRequest
 from data_plane.wire.openai_answers import PromptTokensDetails, Usage
+from data_plane.wire.resume import (
+    DIED,
+    DRAINING_CODE,
+    ENGINE_DEAD_CODE,
+    MOVED,
+    RESUMABLE_HEADER,
+    USAGE,
+    end_mark,
+    marked,
+    open_mark,
+    token_mark,
+)
 
 WRITE_TIMEOUT_S = 300.0
 """A client that takes nothing for so long is gone, whatever its connection says."""
@@ -25,6 +37,8 @@ SMALL_BYTES = 16_384
 """Less than a transport takes before it makes its writer wait."""
 
 _ENCODER = msgspec.json.Encoder()
+_PARTINGS = {DRAINING_CODE: b": moved\nid: " + MOVED + b"\n\n", ENGINE_DEAD_CODE: b": lost\nid: " + DIED + b"\n\n"}
+"""Ends of a stream that another replica goes on with, by the code of what ended it here."""
 
 
 class Shape(Protocol):
@@ -65,11 +79,12 @@ async def respond(
     http: web.Request, generation: Generation, shape: Shape, request: GenerationRequest, started_at: float
 ) -> web.StreamResponse:
     """The answer to one request. ApiError where it failed before anything was sent."""
+    note = http[NOTE]
     async with generation:
-        changed = await generation.advance()
+        changed = await _first(generation)
         if not request.stream:
             answer = await _whole(generation, shape, started_at)
-            http[NOTE].outcome = "ok"
+            note.outcome = "ok"
             return answer
         response = web.StreamResponse(
             headers={
@@ -77,18 +92,26 @@ async def respond(
                 "Cache-Control": "no-cache",
                 "X-Accel-Buffering": "no",
                 "openai-processing-ms": _elapsed_ms(started_at),
+                **({} if note.created is None else {RESUMABLE_HEADER: "1"}),
             }
         )
         await response.prepare(http)
         try:
             await _stream(http, response, generation, shape, UsageWish.of(request), changed)
-            http[NOTE].outcome = "ok"
+            note.outcome = "ok"
         except ApiError as error:
             # the status has gone out already: the failure is an event, and no [DONE] follows it
-            http[NOTE].outcome = error.body.code or "error"
-            await _send(http, response, b"data: " + error.encode() + b"\n\n")
+            note.outcome = error.body.code or "error"
+            parting = _PARTINGS.get(note.outcome) if note.created is not None else None
+            await _send(http, response, parting or b"data: " + error.encode() + b"\n\n")
         await response.write_eof()
         return response
+
+
+async def _first(generation: Generation) -> list[int]:
+    """The choices that have something to show, after the wait for it; those that another replica ended among them."""
+    ended = [at for at, branch in enumerate(generation.branches) if branch.transcript.finish_reason is not None]
+    return ended if generation.done else [*ended, *await generation.advance()]
 
 
 async def _whole(generation: Generation, shape: Shape, started_at: float) -> web.Response:
@@ -111,24 +134,42 @@ async def _stream(
     wish: UsageWish,
     changed: list[int],
 ) -> None:
-    opened: set[int] = set()
+    marks = http[NOTE].created is not None
     while True:
         events: list[bytes] = []
         for index in changed:
-            branch = generation.branches[index]
-            pieces = [] if index in opened else shape.opening(index, branch)
-            opened.add(index)
-            if delta := branch.transcript.take():
-                pieces = [*pieces, *shape.pieces(index, delta)]
             usage = usage_of(generation) if wish.on_each else None if wish.at_end else UNSET
-            events += [_event(shape.chunk([piece], usage)) for piece in pieces]
+            events += _events(generation.branches[index], index, shape, usage, marks)
         if events:
             await _send(http, response, b"".join(events))
         if generation.done:
             break
         changed = await generation.advance()
     last = _event(shape.chunk([], usage_of(generation))) if wish.at_end else b""
+    if last and marks:
+        last = marked(last, USAGE)
     await _send(http, response, last + b"data: [DONE]\n\n")
+
+
+def _events(branch: Branch, index: int, shape: Shape, usage: Usage | UnsetType | None, marks: bool) -> list[bytes]:
+    """What is new of one choice, each event with the marks that another replica could go on from."""
+    events: list[bytes] = []
+    if not branch.is_open:
+        branch.is_open = True
+        for piece in shape.opening(index, branch):
+            event = _event(shape.chunk([piece], usage))
+            events.append(marked(event, open_mark(index)) if marks else event)
+    delta = branch.transcript.take()
+    pieces = shape.pieces(index, delta) if delta else []
+    for at, piece in enumerate(pieces):
+        event = _event(shape.chunk([piece], usage))
+        told: list[bytes] = []
+        if marks and at == 0:
+            told.append(token_mark(index, branch.transcript.take_news(), branch.transcript.engine_reason))
+        if marks and at == len(pieces) - 1 and delta.finish_reason is not None:
+            told.append(end_mark(index))
+        events.append(marked(event, *told))
+    return events
 
 
 def usage_of(generation: Generation) -> Usage:

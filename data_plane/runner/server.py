@@ -18,12 +18,16 @@ from data_plane.runner.completions import completions
 from data_plane.runner.note import NOTE, Note
 from data_plane.runner.prefixes import prefixes
 from data_plane.runner.served import ServedModel
+from data_plane.runner.takeover import take_over
 from data_plane.runner.tokenize import detokenize, tokenize, tokenizer_info
 from data_plane.wire.errors import ApiError, not_found, unavailable
 from data_plane.wire.keys import Scope
 from data_plane.wire.names import REQUEST_ID, TENANT_HEADER
+from data_plane.wire.resume import DRAINING_CODE, RESUMABLE_HEADER, RESUME_PATH
 
 MAX_BODY_BYTES = 10_000_000
+MOST_STEP_S = 120.0
+"""The longest step: of a large model's prompt on a slow CPU. An engine that takes longer is stuck."""
 
 log = structlog.get_logger()
 
@@ -42,27 +46,40 @@ class Service:
     busy: int = 0
     idle_since: float = field(default_factory=time.monotonic)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    running: list[Note] = field(default_factory=list[Note])
 
     def __post_init__(self) -> None:
         self.idle.set()
 
-    def begin(self) -> None:
+    def begin(self, note: Note) -> None:
         """One more request wants tokens."""
+        self.running.append(note)
         self.busy += 1
         self.idle.clear()
 
-    def end(self) -> None:
+    def end(self, note: Note) -> None:
         """One fewer."""
+        self.running = [other for other in self.running if other is not note]
         self.busy -= 1
         self.idle_since = time.monotonic()
         if not self.busy:
             self.idle.set()
+
+    def hand_over(self) -> None:
+        """What gateways have here ends so that they go on with it on another replica."""
+        for note in self.running:
+            if note.is_gateways and note.generation is not None:
+                note.generation.end(_leaving())
 
     def serving(self) -> ServedModel:
         """The model; ApiError 503 while there is none."""
         if self.model is None:
             raise unavailable("The model is still loading.", code="loading", retry_after_s=1)
         return self.model
+
+
+def _leaving() -> ApiError:
+    return unavailable("This replica is going away. Ask again; another one answers.", code=DRAINING_CODE)
 
 
 # Every path of this port: the scope it needs, `open` for none, `launch` for the launch's token only.
@@ -79,6 +96,7 @@ _RULES: dict[str, Scope | Literal["open", "launch"]] = {
     "/state": "read",
     "/drain": "launch",
     "/prefixes": "launch",
+    RESUME_PATH: "launch",
 }
 
 
@@ -89,6 +107,7 @@ def make_app(service: Service) -> web.Application:
     app.router.add_get("/readyz", _with_service(service, _readyz))
     app.router.add_post("/v1/chat/completions", _work(service, chat_completions))
     app.router.add_post("/v1/completions", _work(service, completions))
+    app.router.add_post(RESUME_PATH, _work(service, take_over))
     app.router.add_post("/tokenize", _with_model(service, tokenize))
     app.router.add_post("/detokenize", _with_model(service, detokenize))
     app.router.add_get("/tokenizer_info", _with_model(service, tokenizer_info))
@@ -136,6 +155,8 @@ def _guard(service: Service) -> Middleware:
             note = request[NOTE]
             note.key = caller.id
             note.tenant = request.headers.get(TENANT_HEADER, "") if caller.tenant is None else caller.tenant
+            wanted = request.headers.get(RESUMABLE_HEADER, "") if caller.tenant is None else ""
+            note.created = int(wanted) if wanted.isascii() and wanted.isdigit() else None
         return await handler(request)
 
     return guard
@@ -162,9 +183,9 @@ def _work(service: Service, handler: ModelHandler) -> Handler:
 
     async def call(http: web.Request) -> web.StreamResponse:
         if service.draining:
-            raise unavailable("This replica is going away. Ask again; another one answers.", code="draining")
+            raise _leaving()
         model = service.serving()
-        service.begin()
+        service.begin(http[NOTE])
         started_at = time.monotonic()
         try:
             return await handler(http, model)
@@ -172,7 +193,7 @@ def _work(service: Service, handler: ModelHandler) -> Handler:
             http[NOTE].outcome = error.body.code or str(error.status)
             raise
         finally:
-            service.end()
+            service.end(http[NOTE])
             _log_end(http.path, http[NOTE], started_at)
 
     return call
@@ -240,9 +261,11 @@ async def _healthz(_http: web.Request) -> web.Response:
 
 
 async def _readyz(_http: web.Request, service: Service) -> web.Response:
-    service.serving()
+    stuck_s = service.serving().engine.stuck_s
+    if stuck_s > MOST_STEP_S:
+        raise unavailable(f"The engine has made no step for {stuck_s:.0f} s.", code="engine_stuck")
     if service.draining:
-        raise unavailable("This replica is going away.", code="draining")
+        raise _leaving()
     return _json({"status": "ready"})
 
 

@@ -69,6 +69,7 @@ class FakeRunner:
         app = web.Application(client_max_size=64 << 20)
         app.router.add_post("/v1/chat/completions", self._infer)
         app.router.add_post("/v1/completions", self._infer)
+        app.router.add_get("/readyz", self._readyz)
         app.router.add_post("/tokenize", self._tokenize)
         app.router.add_post("/detokenize", self._tokenize)
         app.router.add_get("/tokenizer_info", self._tokenize)
@@ -151,6 +152,9 @@ class FakeRunner:
         if self.prefixes is None:
             raise web.HTTPNotFound
         return self._refuse(request) or await self.prefixes(request)
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        return self._refuse(request) or web.json_response({"status": "ready"})
 
     async def _tokenize(self, request: web.Request) -> web.StreamResponse:
         refusal = self._refuse(request)

@@ -68,12 +68,12 @@ class Fake:
         return {"Authorization": f"Bearer {TOKEN}"}
 
 
-def _script(tokenizer: Tokenizer) -> FakeExecutor:
+def script(tokenizer: Tokenizer, engines: list[Engine]) -> FakeExecutor:
+    """Says SCRIPT, or noise; `engines` has the one that runs it, by the time that it runs."""
     said = tokenizer.encode(SCRIPT)
-    prompts: dict[str, int] = {}
 
     def choose(row: Row, position: int) -> int:
-        made = position - prompts.setdefault(row.request_id, position)
+        made = position - engines[0].scheduler.requests[row.request_id].num_prompt
         if row.params.logit_bias:
             return max(row.params.logit_bias, key=lambda token: row.params.logit_bias[token])
         if row.params.temperature == 0:
@@ -89,12 +89,14 @@ async def fake_runner(
 ) -> AsyncGenerator[Fake]:
     """A runner on a free port of 127.0.0.1; at the end the engine's books are checked."""
     tokenizer = make_tokenizer(template)
-    executor = _script(tokenizer)
+    engines: list[Engine] = []
+    executor = script(tokenizer, engines)
     executor.step_delay_s = step_delay_s
     config = EngineConfig(
         max_model_len=max_model_len, eos_token_ids=frozenset([2]), vocab_size=tokenizer.vocab_size, num_blocks=512
     )
     engine = Engine(config, executor)
+    engines.append(engine)
     metrics = Metrics("fake")
     loop = EngineLoop(engine, on_step=metrics.step)
     metrics.watch(lambda: loop.stats)

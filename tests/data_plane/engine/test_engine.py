@@ -188,3 +188,39 @@ def test_a_name_in_use_is_refused() -> None:
 def test_a_budget_below_the_number_of_sequences_is_refused() -> None:
     with pytest.raises(ValueError, match="max_num_batched_tokens"):
         config(max_num_batched_tokens=3)
+
+
+@pytest.mark.parametrize("cut", [1, 4, 11])
+def test_what_another_engine_began_goes_on_as_if_begun_here(cut: int) -> None:
+    """Tokens, penalties' counts and limits; what was made counts as made, not as prompt."""
+    prompt = [5, 6, 7, 8, 9]
+    params = SamplingParams(max_tokens=12, seed=9, frequency_penalty=0.5, repetition_penalty=1.1, min_tokens=11)
+    rows: list[dict[int, tuple[dict[int, int], frozenset[int], frozenset[int]]]] = [{}, {}]
+    made: list[list[Output]] = []
+    for which, known in enumerate((0, cut)):
+        executor = FakeExecutor()
+        engine = Engine(config(), executor)
+        earlier = [output.token_id or 0 for output in made[0][:known]] if made else []
+        if known:
+            engine.add("before", prompt, replace(params, max_tokens=1))
+            run(engine)
+            executor.batches.clear()
+        engine.add("a", prompt, params, made=earlier)
+        seen: list[Output] = []
+        while engine.has_work:
+            seen += engine.step()
+            row = executor.batches[-1].rows[-1]
+            rows[which][row.stop] = (dict(row.output_counts or {}), row.prompt_ids, row.forbidden_ids)
+        made.append(seen)
+    assert [one.token_id for one in made[1]] == [one.token_id for one in made[0][cut:]]
+    assert made[1][-1].finish_reason == "length" and all(one.cached_tokens <= len(prompt) for one in made[1])
+    assert rows[1] == {stop: seen for stop, seen in rows[0].items() if stop >= len(prompt) + cut}
+
+
+def test_what_has_ended_already_is_refused() -> None:
+    engine = Engine(config(vocab_size=100), FakeExecutor(vocab_size=100))
+    with pytest.raises(ValueError, match="3 tokens have been generated and 3 were wanted"):
+        engine.add("a", [1], SamplingParams(max_tokens=3), made=[4, 5, 6])
+    with pytest.raises(ValueError, match="Token id 100"):
+        engine.add("a", [1], SamplingParams(max_tokens=3), made=[100])
+    assert not engine.has_work

@@ -24,7 +24,7 @@ class Bench:
         self.in_flight = InFlight()
         self.wakes = 0
         self.away = False
-        limits = HoldLimits(wake_every_s=0.01, avoid_s=0.02)
+        limits = HoldLimits(wake_every_s=0.01)
         self.activation = Activation(self.table, self.in_flight, self.wake, limits)
         self.versions = 0
         self.answer = WakeAnswer("waking")
@@ -108,17 +108,6 @@ async def test_a_wake_that_answers_failed_fails_the_waiters() -> None:
     with pytest.raises(ApiError, match="no node has room") as caught:
         await bench.ask()
     assert caught.value.headers == {"x-should-retry": "false"}
-    bench.check()
-
-
-async def test_avoided_replica_is_tried_again_after_a_while() -> None:
-    bench = Bench()
-    bench.set("live", 4)
-    bench.activation.avoid("e", "r0")
-    held = bench.ask()
-    await bench.waiting(1)
-    async with asyncio.timeout(2):
-        (await held).give_back()
     bench.check()
 
 

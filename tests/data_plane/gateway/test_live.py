@@ -88,7 +88,7 @@ async def test_headers_are_allowed_not_forwarded(world: World) -> None:
     assert upstream["x-ebb-tenant"] == "default", "the key's, whatever the client says"
     assert set(upstream) <= {
         "host", "accept", "content-type", "content-length", "authorization", "x-request-id", "traceparent",
-        "x-ebb-tenant",
+        "x-ebb-tenant", "x-ebb-resumable",
     }  # fmt: skip
     assert world.key not in str(upstream)
     assert response.headers["x-request-id"] == "mine:1"

@@ -81,7 +81,7 @@ SETTINGS = GatewaySettings(
     name="gateway-under-test",
     port=0,
     drain_s=2.0,
-    hold=HoldLimits(default_hold_s=10.0, wake_every_s=0.2, avoid_s=0.3),
+    hold=HoldLimits(default_hold_s=10.0, wake_every_s=0.2),
     stream=StreamManners(silent_s=0.3, comment_every_s=0.1),
     runner=Timeouts(connect_s=0.5, silence_s=5.0),
 )

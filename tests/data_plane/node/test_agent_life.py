@@ -1,5 +1,6 @@
 """The life of replicas under an agent: real processes (the fake runner) and a fake control plane."""
 
+import asyncio
 import os
 import signal
 import time
@@ -94,6 +95,20 @@ async def test_no_progress_is_killed(home: Path, control: FakeControl) -> None:
         failed = await control.until_phase("r1", "failed")
         assert loading.pid is not None and identity(loading.pid) is None
     assert failed.failure is not None and "no progress" in failed.failure.message and not failed.failure.fatal
+
+
+async def test_one_that_hangs_is_killed(home: Path, control: FakeControl) -> None:
+    digest = make_artifact(home)
+    async with agent_here(home, control, hang_s=0.6):
+        await control.want(desired("r1", digest))
+        ready = await control.until_phase("r1", "ready")
+        assert ready.pid is not None
+        await asyncio.sleep(1.0)
+        assert control.phases("r1")[-1] == "ready", "one that answers is left alone"
+        os.kill(ready.pid, signal.SIGSTOP)
+        failed = await control.until_phase("r1", "failed")
+        assert identity(ready.pid) is None
+    assert failed.failure is not None and "hung" in failed.failure.message and not failed.failure.fatal
 
 
 async def test_stop_of_one_that_ignores_sigterm_ends_with_sigkill(home: Path, control: FakeControl) -> None:

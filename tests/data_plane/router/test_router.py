@@ -105,8 +105,14 @@ def test_avoided_replicas_come_back_by_time_or_by_a_change() -> None:
     table.avoid("a", until=50.0)
     table.update(GatewayState("2", (route("a", "b"), route("z", id="other")), ()), 6.0)
     assert [one.id for one in table.usable("e", 7.0)] == ["b"], "another endpoint's change says nothing of this one"
-    table.update(GatewayState("3", (route("a"),), ()), 8.0)
-    assert [one.id for one in table.usable("e", 8.0)] == ["a"]
+    table.update(GatewayState("3", (route("a", "c"),), ()), 8.0)
+    assert [one.id for one in table.usable("e", 8.0)] == ["c"], "that others come and go says nothing of this one"
+    table.update(GatewayState("4", (route("c"),), ()), 9.0)
+    table.update(GatewayState("5", (route("a"),), ()), 9.0)
+    assert [one.id for one in table.usable("e", 9.0)] == ["a"]
+    table.avoid("a", until=50.0)
+    table.avoid("a", until=0.0)
+    assert [one.id for one in table.usable("e", 9.0)] == ["a"]
     assert table.usable("gone", 8.0) == ()
 
 

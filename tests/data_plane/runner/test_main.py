@@ -13,8 +13,11 @@ import httpx
 import msgspec
 import pytest
 
+from data_plane.gateway.resume import Journal
 from data_plane.runner.loading import judge
 from data_plane.wire.fleet import ReplicaSpec, RunnerSpec, RunnerStatus
+from data_plane.wire.resume import RESUME_PATH
+from tests.data_plane.runner.test_resume import relay, told
 
 
 def _spec(folder: Path, artifact: Path) -> RunnerSpec:
@@ -130,6 +133,45 @@ def test_a_fresh_process_goes_on_where_another_stopped(tmp_path: Path, smollm2_a
                     for cut in (1, 16, 27):
                         rest = ask(body | {"prompt": prompt + whole[:cut], "max_tokens": 40 - cut})
                         assert rest == whole[cut:], f"after {cut} tokens of {body}"
+        finally:
+            child.kill()
+            child.wait()
+
+
+def _tell(url: str, path: str, body: bytes) -> bytes:
+    headers = {"Authorization": "Bearer secret", "x-ebb-resumable": "1700000000", "x-request-id": "one"}
+    answer = httpx.post(url + path, content=body, headers=headers, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer.content
+
+
+def test_a_stream_of_real_weights_is_taken_up_by_another_process(tmp_path: Path, smollm2_artifact: Path) -> None:
+    """With penalties, log-probabilities, several choices and a stop: bit for bit, probabilities too."""
+    base = {"prompt": "The capital of France is", "stream": True, "max_tokens": 24}
+    bodies = [
+        {"temperature": 0, "repetition_penalty": 1.2, "logprobs": 2},
+        {"temperature": 1.0, "seed": 3, "n": 2, "frequency_penalty": 0.7, "stop": [". The", "a "]},
+        {"temperature": 0.8, "seed": 4, "min_tokens": 20, "top_p": 0.9, "logprobs": 0},
+    ]
+    raws = [json.dumps(base | body).encode() for body in bodies]
+    wholes: list[bytes] = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        child = _start(folder, smollm2_artifact)
+        try:
+            status = _wait(folder, lambda now: now.phase in ("ready", "failed"))
+            assert status.phase == "ready" and status.url
+            if not wholes:
+                wholes = [_tell(status.url, "/v1/completions", raw) for raw in raws]
+                continue
+            for raw, whole in zip(raws, wholes, strict=True):
+                ends = [at + 2 for at in range(len(whole)) if whole.startswith(b"\n\n", at)]
+                for at in (ends[0], ends[7], ends[14], ends[-2]):
+                    journal = Journal()
+                    passed = relay(whole, at, journal, 1_000)
+                    rest = _tell(status.url, RESUME_PATH, journal.request("completion", raw))
+                    assert told(passed + Journal().take(rest)) == told(Journal().take(whole)), (raw, at)
         finally:
             child.kill()
             child.wait()

@@ -1,0 +1,247 @@
+"""Sends a request to replicas until one has begun to answer it, and decides whether a lost one may be sent once more.
+
+Knows nothing of the client's side: what is done with an answer is the caller's.
+"""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from data_plane.gateway import errors
+from data_plane.gateway.activation import Activation, Ask
+from data_plane.gateway.exchange import Exchange
+from data_plane.gateway.knowledge import NOTHING_ASKED, Asked
+from data_plane.gateway.metrics import Metrics
+from data_plane.gateway.quarantine import Quarantine, fingerprint
+from data_plane.gateway.resume import Journal
+from data_plane.gateway.retry_budget import RetryBudget
+from data_plane.gateway.vitals import ReplicaSilent, Vitals, Watch
+from data_plane.router.lease import Lease
+from data_plane.router.runner_client import RunnerClient, RunnerLost, RunnerUnusable, StreamLost, Upstream
+from data_plane.wire.errors import ApiError, ErrorBody
+from data_plane.wire.openai import ChatRequest, CompletionRequest, encode
+from data_plane.wire.resume import DIED, MOVED, RESUMABLE_HEADER, RESUME_PATH, Kind
+from data_plane.wire.routes import EndpointRoute, ReplicaRoute
+
+MOST_TRIES = 3
+"""Replicas that one request may be lost with, however it came about."""
+MOST_DEATHS = 2
+"""Replicas that may die with one request that does not get on: it is what kills them."""
+YOUNG = 16
+"""Events. One that got on by more since a death is not its cause: what kills a replica kills the next at that place."""
+SUSPECT_PAUSE_S = 0.5
+"""A newcomer that was on a replica when it died waits so long where others had been on it for longer: they are in
+safety by then, should it be the cause."""
+
+_KINDS: dict[str, Kind] = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
+
+
+@dataclass
+class Call:
+    """A request that was found good, and how far it has come. `deadline` is of the wait for a replica."""
+
+    exchange: Exchange
+    route: EndpointRoute
+    path: str
+    asked: ChatRequest | CompletionRequest
+    body: bytes
+    hold_s: float
+    deadline: float
+    created: int
+    aim: Asked = NOTHING_ASKED
+    replica: ReplicaRoute | None = None
+    lost: int = 0
+    deaths: int = 0
+    died_at: int = 0
+    """How far it had come when a replica last died with it."""
+    sent_at: float = 0.0
+    aboard_s: list[float] = field(default_factory=list[float])
+    """How long it was on each replica that died with it before anything of it was seen."""
+    resuming: bytes | None = None
+    journal: Journal = field(default_factory=Journal)
+
+    @property
+    def fingerprint(self) -> bytes:
+        """Its name in quarantine: of what the client sent, without the seed that was chosen for it."""
+        return fingerprint(self.exchange.tenant, self.path, encode(self.asked))
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An answer that has begun. Count `watch.signs` up with what comes of it."""
+
+    upstream: Upstream
+    watch: Watch
+
+
+def with_seed(asked: ChatRequest | CompletionRequest) -> bytes:
+    """The body to send: with a seed, so that the answer is the same wherever it is made, and can be gone on with."""
+    seed = secrets.randbits(63) if asked.seed is None else asked.seed
+    return encode(msgspec.structs.replace(asked, seed=seed))
+
+
+class Attempts:
+    """One for all requests."""
+
+    def __init__(
+        self,
+        activation: Activation,
+        runners: RunnerClient,
+        vitals: Vitals,
+        metrics: Metrics,
+        replicas: Callable[[str], int],
+    ) -> None:
+        self._activation = activation
+        self._runners = runners
+        self._vitals = vitals
+        self._metrics = metrics
+        self._replicas = replicas
+        self.budget = RetryBudget()
+        self.quarantine = Quarantine()
+
+    def note_request(self, call: Call) -> None:
+        """A new request. ApiError 500 for one that is in quarantine."""
+        now = _now()
+        self.budget.note_request(call.route.id, now)
+        if self.quarantine and self.quarantine.holds(call.fingerprint, now):
+            raise errors.poisonous(call.route.name)
+
+    @contextlib.asynccontextmanager
+    async def begun(self, call: Call) -> AsyncGenerator[Begun]:
+        """A replica's answer, begun; its lease and its connection are given back together when this ends.
+
+        Raises ApiError where there is none, StreamLost where the replica dies while the answer is read.
+        """
+        exchange = call.exchange
+        while True:
+            ask = Ask(
+                call.route.id,
+                call.route.name,
+                exchange.request_id,
+                len(call.body),
+                exchange.arrived,
+                call.deadline,
+                call.aim,
+            )
+            lease = await self._acquire(call, ask)
+            with lease:
+                call.replica = replica = lease.replica
+                exchange.note_route(lease)
+                exchange.tries += 1
+                has_begun = False
+                try:
+                    async with self._vitals.watch(call.route.id, replica) as watch:
+                        upstream = await self._open(call, replica)
+                        has_begun = True
+                        lease.on_answer()
+                        try:
+                            yield Begun(upstream, watch)
+                        finally:
+                            upstream.close()
+                    self._vitals.answered(replica)
+                    return
+                except ReplicaSilent as error:
+                    if has_begun:
+                        raise StreamLost(str(error)) from error
+                    lost: Exception = error
+                except RunnerUnusable as error:
+                    lost = error
+                failure = await self._judge(call, replica, lost)
+            if failure is not None:
+                raise failure
+            self._metrics.retries.labels(call.route.name).inc()
+
+    async def _acquire(self, call: Call, ask: Ask) -> Lease:
+        exchange = call.exchange
+        if call.resuming is not None:
+            return await self._activation.acquire(ask, lambda: None)  # what its wait was is told by what was sent
+        try:
+            return await self._activation.acquire(ask, exchange.hold)
+        finally:
+            exchange.release()
+
+    async def go_on(self, call: Call, lost: StreamLost) -> ErrorBody | None:
+        """Makes of `call` what another replica goes on from; the error that ends it where that cannot be."""
+        journal, replica = call.journal, call.replica
+        assert replica is not None
+        parting = journal.parting()
+        if parting == MOVED:
+            self._leave(call, replica, "moved")
+            failure = None
+        else:
+            failure = await self._judge(call, replica, lost, is_dead=parting == DIED)
+        if failure is not None:
+            is_poison = failure.body.code == "request_poisonous"
+            return failure.body if is_poison else errors.stream_interrupted(f"{lost}; {failure.body.message}")
+        if not journal.can_resume:
+            return errors.stream_interrupted(str(lost))
+        call.resuming = journal.request(_KINDS[call.path], call.body)
+        call.deadline = _now() + call.hold_s
+        return None
+
+    async def _open(self, call: Call, replica: ReplicaRoute) -> Upstream:
+        call.sent_at = _now()
+        headers = {**call.exchange.upstream_headers(), RESUMABLE_HEADER: str(call.created)}
+        path, body = (call.path, call.body) if call.resuming is None else (RESUME_PATH, call.resuming)
+        upstream = await self._runners.open(replica, "POST", path, body, headers)
+        if call.exchange.first_byte_s is None:
+            call.exchange.first_byte_s = _now() - call.exchange.arrived
+        return upstream
+
+    async def _judge(
+        self, call: Call, replica: ReplicaRoute, lost: Exception, *, is_dead: bool = False
+    ) -> ApiError | None:
+        """Leaves the replica alone; what ends the request, or None where another replica may have it."""
+        aboard_s = _now() - call.sent_at
+        self._leave(call, replica, type(lost).__name__.lower())
+        crowd = self._vitals.crowd(replica)
+        if not isinstance(lost, RunnerLost | StreamLost | ReplicaSilent):
+            return None  # it did nothing with the request
+        num_replicas = self._replicas(call.route.id)
+        self.budget.note_death(call.route.id, replica.url, len(crowd) + 1, num_replicas, _now())
+        call.lost += 1
+        if not isinstance(lost, ReplicaSilent):
+            is_dead = is_dead or await self._vitals.examine(replica) == "gone"
+            if is_dead and (failure := self._note_death(call, aboard_s)) is not None:
+                return failure
+        why = str(lost)
+        if call.lost >= MOST_TRIES:
+            return errors.upstream_failed(call.route.name, call.lost, why)
+        if not self.budget.spend(call.route.id, _now()):
+            return errors.too_many_retries(call.route.name, why)
+        if is_dead and call.journal.num_events <= YOUNG and any(signs > YOUNG for signs in crowd):
+            await asyncio.sleep(SUSPECT_PAUSE_S)
+        return None
+
+    def _note_death(self, call: Call, aboard_s: float) -> ApiError | None:
+        come = call.journal.num_events
+        # nothing was seen of it: then what kills a replica takes about as long on the next one
+        is_alike = come > 0 or any(_is_alike(aboard_s, before_s) for before_s in call.aboard_s)
+        is_there_again = call.deaths > 0 and come <= call.died_at + YOUNG and is_alike
+        call.deaths = call.deaths + 1 if is_there_again else 1
+        call.died_at = come
+        if come == 0:
+            call.aboard_s.append(aboard_s)
+        if call.deaths < MOST_DEATHS:
+            return None
+        self.quarantine.add(call.fingerprint, _now())
+        self._metrics.poisonous.labels(call.route.name).inc()
+        return errors.poisonous(call.route.name)
+
+    def _leave(self, call: Call, replica: ReplicaRoute, why: str) -> None:
+        self._metrics.ejections.labels(call.route.name, why).inc()
+        self._vitals.eject(call.route.id, replica)
+
+
+def _is_alike(one_s: float, other_s: float) -> bool:
+    """Whether the same may have come to the same place in these times, on two replicas with other loads."""
+    less_s, more_s = min(one_s, other_s), max(one_s, other_s)
+    return more_s <= 4 * less_s + 0.05
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
