@@ -14,6 +14,7 @@ from data_plane.gateway.completions import Completions
 from data_plane.gateway.control import ControlClient
 from data_plane.gateway.demand import Demand, DemandReporter
 from data_plane.gateway.exchange import Exchange
+from data_plane.gateway.limits import Limiter
 from data_plane.gateway.listing import Listing
 from data_plane.gateway.metrics import EndpointGauges, Metrics
 from data_plane.gateway.server import GatewayServer, Route
@@ -36,6 +37,7 @@ class Gateway:
         self.table = RouteTable()
         self.in_flight = InFlight()
         self.auth = Auth()
+        self.limits = Limiter()
         self.demand = Demand(asyncio.get_running_loop().time())
         self._control = ControlClient(settings)
         self._runners = RunnerClient(settings.runner)
@@ -87,6 +89,7 @@ class Gateway:
         """All books balance; when idle, all are empty."""
         self.in_flight.check()
         self.activation.check()
+        self.limits.check()
 
     def _spawn(self, loop: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(loop, name=name)
@@ -100,6 +103,7 @@ class Gateway:
             self.activation,
             self._runners,
             self.demand,
+            self.limits,
             self.metrics,
             lambda: self.server.cut,
         )
@@ -120,11 +124,13 @@ class Gateway:
 
     def _on_state(self, state: GatewayState) -> None:
         self.auth.update(state.keys)
+        self.limits.update(state.keys, state.gateways)
         changed = self.table.update(state, asyncio.get_running_loop().time())
         self.activation.table_changed(changed)
 
-    async def _wake(self, endpoint_id: str, request_id: str, waiting: int) -> WakeAnswer:
-        return await self._control.wake(endpoint_id, WakeRequest(self._settings.name, request_id, waiting))
+    async def _wake(self, endpoint_id: str, request_id: str, waiting: int, again_s: float) -> WakeAnswer:
+        request = WakeRequest(self._settings.name, request_id, waiting, again_s)
+        return await self._control.wake(endpoint_id, request)
 
     async def _ready(self, exchange: Exchange, _endpoint: str | None) -> web.StreamResponse:
         if self.server.leaving:
@@ -169,8 +175,8 @@ class Gateway:
         metrics.requests.labels(exchange.model, endpoint, str(exchange.status), exchange.outcome).inc()
         if exchange.outcome == "cancelled":
             metrics.cancellations.labels("running" if exchange.replica else "waiting").inc()
-        if exchange.code and not exchange.replica:
-            metrics.rejections.labels(exchange.code).inc()
+        if exchange.reason and not exchange.replica:
+            metrics.rejections.labels(exchange.reason).inc()
         if not endpoint:
             return
         metrics.request_seconds.labels(endpoint).observe(seconds)
@@ -178,6 +184,7 @@ class Gateway:
             metrics.first_byte_seconds.labels(endpoint).observe(exchange.first_byte_s)
         if exchange.held_s is not None:
             metrics.queue_wait_seconds.labels(endpoint).observe(exchange.held_s)
+        if exchange.held_s is not None and exchange.is_cold:
             metrics.cold_starts.labels(endpoint, exchange.outcome).inc()
             if exchange.first_byte_s is not None:
                 metrics.cold_start_seconds.labels(endpoint).observe(exchange.first_byte_s)

@@ -13,8 +13,10 @@ from aiohttp import web
 
 from data_plane.gateway import errors
 from data_plane.gateway.activation import Activation, Ask
+from data_plane.gateway.admission import Admission, Admitted
 from data_plane.gateway.demand import Demand
 from data_plane.gateway.exchange import Exchange
+from data_plane.gateway.limits import Limiter
 from data_plane.gateway.metrics import Metrics
 from data_plane.gateway.patience import Patience
 from data_plane.gateway.settings import GatewaySettings
@@ -39,6 +41,7 @@ class Call:
     body: bytes
     streams: bool
     deadline: float
+    admitted: Admitted
 
 
 class Completions:
@@ -51,6 +54,7 @@ class Completions:
         activation: Activation,
         runners: RunnerClient,
         demand: Demand,
+        limiter: Limiter,
         metrics: Metrics,
         is_cut: Callable[[], bool],
     ) -> None:
@@ -59,6 +63,7 @@ class Completions:
         self._activation = activation
         self._runners = runners
         self._demand = demand
+        self._admission = Admission(limiter, activation)
         self._metrics = metrics
         self._is_cut = is_cut
 
@@ -82,9 +87,10 @@ class Completions:
         hold_s = exchange.hold_s(self._settings.hold.default_hold_s)
         parsed = parse(raw)
         route = endpoint_for(self._table, exchange, route, parsed.model)
-        body = encode(msgspec.structs.replace(parsed, model=route.name))
-        call = Call(exchange, route, path, body, bool(parsed.stream), exchange.arrived + hold_s)
-        with self._demand.working(route.id):
+        rank = self._admission.rank(exchange, parsed)
+        body = encode(msgspec.structs.replace(parsed, model=route.name, priority=rank or None))
+        with self._admission.enter(exchange, route, parsed, len(body)) as admitted, self._demand.working(route.id):
+            call = Call(exchange, route, path, body, bool(parsed.stream), exchange.arrived + hold_s, admitted)
             return await (self._stream(call) if call.streams else self._whole(call))
 
     async def _whole(self, call: Call) -> web.StreamResponse:
@@ -128,7 +134,8 @@ class Completions:
     async def _relay(self, call: Call, upstream: Upstream, response: web.StreamResponse) -> None:
         try:
             while events := await upstream.read_events():
-                await response.write(events)
+                if events := call.admitted.meter.relay(events):
+                    await response.write(events)
         except StreamLost as lost:
             call.exchange.outcome = "interrupted"
             self._metrics.interrupted.labels(call.route.name).inc()
@@ -151,7 +158,8 @@ class Completions:
     async def _upstream(self, call: Call) -> AsyncGenerator[Upstream]:
         """A replica's answer, begun; its lease and its connection are given back together when this ends."""
         exchange = call.exchange
-        ask = Ask(call.route.id, call.route.name, exchange.request_id, len(call.body), exchange.arrived, call.deadline)
+        arrived, claim = exchange.arrived, call.admitted.claim
+        ask = Ask(call.route.id, call.route.name, exchange.request_id, len(call.body), arrived, call.deadline, claim)
         lost = 0
         while True:
             try:
@@ -189,6 +197,8 @@ class Completions:
     def _pass_on(self, call: Call, upstream: Upstream, body: bytes) -> web.StreamResponse:
         if upstream.status >= 400:
             self._note_upstream_error(call, body)
+        else:
+            call.admitted.meter.whole(body)
         return call.exchange.plain(upstream.status, body, upstream.headers)
 
     def _note_upstream_error(self, call: Call, body: bytes) -> ErrorBody:
@@ -204,10 +214,12 @@ class Completions:
     def _progress(self, call: Call) -> str:
         """What a held stream says of its wait."""
         route = self._table.get(call.route.id)
-        if route is None or route.replicas:
+        if route is None:
             return "waiting"
-        eta_s = self._table.eta_s(route.id, asyncio.get_running_loop().time())
-        eta = "" if eta_s is None else f" eta={eta_s:.0f}"
+        wait_s = self._activation.wait_s(route.id)
+        eta = "" if wait_s is None else f" eta={wait_s:.0f}"
+        if route.replicas:
+            return f"waiting in_line={self._activation.waiting(route.id)[0]}{eta}"
         return f"waking phase={route.phase or route.state}{eta}"
 
 

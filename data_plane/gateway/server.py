@@ -219,7 +219,7 @@ class GatewayServer(web.Server):
             if not self._ready():
                 raise errors.not_ready()
             key = self._auth.identify(request.headers.get("Authorization"))
-            exchange.tenant = key.tenant
+            exchange.key, exchange.tenant = key, key.tenant
             endpoint, tail = _split(path)
             route = self._find(path, endpoint, tail)
             require(key, *route.scopes)
