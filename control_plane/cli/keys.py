@@ -29,9 +29,13 @@ KeyArgument = Annotated[
 PriorityOption = Annotated[
     Priority | None, typer.Option("--priority", help="Whose requests go first where they have to wait.")
 ]
-ConcurrencyOption = Annotated[int | None, typer.Option("--max-concurrency", min=0, help="Requests it may have in hand at once; 0: any number.")]
+ConcurrencyOption = Annotated[
+    int | None, typer.Option("--max-concurrency", min=0, help="Requests it may have in hand at once; 0: any number.")
+]
 RpmOption = Annotated[int | None, typer.Option("--rpm", min=0, help="Requests a minute; 0: any number.")]
-TpmOption = Annotated[int | None, typer.Option("--tpm", min=0, help="Tokens a minute, prompts and answers; 0: any number.")]
+TpmOption = Annotated[
+    int | None, typer.Option("--tpm", min=0, help="Tokens a minute, prompts and answers; 0: any number.")
+]
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 

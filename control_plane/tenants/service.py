@@ -1,4 +1,4 @@
-"""Makes, lists, changes and revokes tenants' API keys. Never commits; rings `keys` so that every port learns of a change."""
+"""Makes, lists, changes and revokes tenants' API keys. Never commits; rings `keys` so that every port learns of it."""
 
 import re
 from collections.abc import Sequence

@@ -15,7 +15,7 @@ TURNS = 8
 """One release in so many goes to the oldest request, whatever its rank: so nothing waits for ever."""
 SHARE = 3
 """A party may have this many times as much in line as is still free: one alone fills three quarters of it, and those
-who come later always find room (dynamic thresholds: Choudhury and Hahne, 1998). Below half of the line it binds none."""
+who come later always find room (dynamic thresholds: Choudhury and Hahne, 1998). Below half a line it binds nobody."""
 
 Fault = Literal["full", "share"]
 
