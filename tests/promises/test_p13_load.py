@@ -100,7 +100,7 @@ class TestHerd:
         refused = [task.result() for tasks in asked.values() for task in tasks if task.done()]
         assert {(one.status, one.code) for one in refused} == {(503, "queue_full")}
         again_s = [int(one.retry_after or 0) for one in refused]
-        assert min(again_s) >= 15 and max(again_s) <= 41, "what such starts take, and up to as much again"
+        assert min(again_s) >= 10 and max(again_s) <= 40, "what such starts take, and up to as much again"
         assert len(set(again_s)) > 5, "they must not all come back at once"
         assert len(starts) == 1 and world.control.most_wakes_in_flight == 1 and runner.seen == []
 
@@ -121,7 +121,8 @@ class TestHerd:
         await world.known()
         tasks = [asyncio.create_task(ask(world, world.key, seed)) for seed in range(LINE + 50)]
         await eventually(lambda: sum(task.done() for task in tasks) == LINE + 50 - 90 - 4, within_s=20)
-        assert (runner.running, waiting(world)) == (4, 90), "two run, two are ready to, the rest waits here"
+        await runner.until_running(4)
+        assert waiting(world) == 90, "two run, two are ready to, the rest waits here"
         assert {task.result().code for task in tasks if task.done()} == {"queue_full"}
         async with world.post(headers={"Authorization": f"Bearer {other}", "x-ebb-hold-timeout": "0"}) as response:
             assert (response.status, (await response.json())["error"]["code"]) == (503, "endpoint_saturated")
