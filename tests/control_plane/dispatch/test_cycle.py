@@ -134,7 +134,7 @@ async def test_a_start_that_a_client_was_told_to_come_back_for_goes_on(
     promised, by_hand = await fleet.deploy("promised"), await fleet.deploy("by-hand")
     await fleet.gateway.wake(promised["id"], again_s=20)
     answer = await fleet.client.post("/api/v1/endpoints/by-hand/wake", headers=fleet.admin)
-    assert answer.status_code == 200
+    assert answer.status_code == 202
     for endpoint in (promised, by_hand):
         await fleet.gateway.demand(endpoint["id"])
     await asyncio.sleep(0.8)
