@@ -103,11 +103,14 @@ class Activation:
     @contextmanager
     def claim(self, endpoint_id: str, party: str, rank: int, tokens: int) -> Generator[Claim]:
         """A request of `party` begins, and ends with this: what it is served counts against its next ones."""
-        ledger = self._ledgers.setdefault(endpoint_id, Ledger())
+        ledger = self._ledgers.get(endpoint_id)
+        if ledger is None:
+            ledger = self._ledgers[endpoint_id] = Ledger()
+        account = ledger.open(party)
         try:
-            with ledger.claim(party, rank, tokens) as claim:
-                yield claim
+            yield Claim(account, rank, tokens)
         finally:
+            ledger.close(account)
             if ledger.is_idle and self._ledgers.get(endpoint_id) is ledger:
                 del self._ledgers[endpoint_id]
 

@@ -6,8 +6,6 @@ put right when its answer has ended. One that comes back from idling starts leve
 are here, so nobody saves up. Knows nothing of lines, replicas or HTTP.
 """
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -53,32 +51,18 @@ class Ledger:
     def __init__(self) -> None:
         self._accounts: dict[str, Account] = {}
 
-    @contextmanager
-    def claim(self, party: str, rank: int, tokens: int) -> Generator[Claim]:
-        """One more request of `party`, for as long as this lasts."""
-        account = self._open(party)
-        try:
-            yield Claim(account, rank, tokens)
-        finally:
-            self._close(account)
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether no request is in hand, so that nothing here is worth keeping."""
-        return not any(account.requests for account in self._accounts.values())
-
-    def shares(self) -> dict[str, int]:
-        """Tokens served by party; only differences mean anything."""
-        return {party: account.served for party, account in self._accounts.items()}
-
-    def _open(self, party: str) -> Account:
-        account = self._accounts.setdefault(party, Account())
-        if account.requests == 0:
+    def open(self, party: str) -> Account:
+        """One more request of `party` is in hand."""
+        account = self._accounts.get(party)
+        if account is None:
+            account = self._accounts[party] = Account()
+        if account.requests == 0 and len(self._accounts) > 1:
             account.served = max(account.served, self._least(account.served))
         account.requests += 1
         return account
 
-    def _close(self, account: Account) -> None:
+    def close(self, account: Account) -> None:
+        """One of its requests has ended."""
         account.requests -= 1
         if account.requests == 0:
             # what would be lifted when it comes back need not be remembered
@@ -88,6 +72,15 @@ class Ledger:
                 for party, other in self._accounts.items()
                 if other.requests or (least is not None and other.served > least)
             }
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is in hand: then nothing is kept here either."""
+        return not self._accounts
+
+    def shares(self) -> dict[str, int]:
+        """Tokens served by party; only differences mean anything."""
+        return {party: account.served for party, account in self._accounts.items()}
 
     def _least(self, otherwise: T) -> int | T:
         return min((other.served for other in self._accounts.values() if other.requests), default=otherwise)

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 
 from data_plane.wire.errors import ApiError
-from data_plane.wire.keys import KeyLimits, KeyRecord
+from data_plane.wire.keys import NO_LIMITS, KeyLimits, KeyRecord
 
 MINUTE_S = 60.0
 
@@ -74,6 +74,7 @@ class Permit:
 
 
 MOST_TOKENS = 1 << 31
+_FREE = Permit()
 
 
 class Limiter:
@@ -91,8 +92,8 @@ class Limiter:
 
     def admit(self, record: KeyRecord, tokens: int, now: float) -> Permit:
         """Let a request in that will take about `tokens`. Raises ApiError 429 with `retry-after`, and takes nothing."""
-        if not record.limits.any:
-            return Permit()
+        if record.limits == NO_LIMITS:
+            return _FREE
         key = self._book(record, now)
         limits = record.limits
         most = limits.max_concurrency

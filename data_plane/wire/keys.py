@@ -23,11 +23,6 @@ class KeyLimits(msgspec.Struct, frozen=True):
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
 
-    @property
-    def any(self) -> bool:
-        """Whether there is one."""
-        return self != NO_LIMITS
-
 
 NO_LIMITS = KeyLimits()
 

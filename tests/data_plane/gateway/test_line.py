@@ -1,11 +1,9 @@
 """The line by itself: no order of events unbalances it, every party finds room, and places go round fairly."""
 
-from contextlib import ExitStack
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_plane.gateway.fairness import Claim, Ledger
+from data_plane.gateway.fairness import Account, Claim, Ledger
 from data_plane.gateway.line import SHARE, TURNS, Bounds, Line, Place
 from data_plane.gateway.pace import Pace, retry_after_s
 
@@ -13,17 +11,18 @@ WIDE = Bounds(10_000, 1 << 30)
 
 
 class Counter:
-    """A line with a ledger whose claims stay open until the test ends."""
+    """A line with a ledger whose accounts stay open until the test ends."""
 
     def __init__(self, bounds: Bounds = WIDE) -> None:
         self.line: Line[Place] = Line(bounds)
         self.ledger = Ledger()
-        self.open = ExitStack()
+        self.open: list[Account] = []
         self.clock = 0.0
 
     def place(self, party: str, rank: int = 0, tokens: int = 10, size: int = 1) -> Place:
         self.clock += 1
-        return Place(self.open.enter_context(self.ledger.claim(party, rank, tokens)), self.clock, size)
+        self.open.append(self.ledger.open(party))
+        return Place(Claim(self.open[-1], rank, tokens), self.clock, size)
 
     def push(self, party: str, rank: int = 0, tokens: int = 10, size: int = 1) -> Place | None:
         """The place, or None where there was no room for it."""
@@ -62,7 +61,8 @@ def test_no_order_of_events_unbalances_it(steps: list[tuple[str, str, int, int]]
     while counter.line:
         counter.line.pop()
     assert counter.line.size_bytes == 0
-    counter.open.close()
+    for account in counter.open:
+        counter.ledger.close(account)
     assert counter.ledger.is_idle
 
 
@@ -134,11 +134,15 @@ def test_places_go_by_tokens(small: int, large: int) -> None:
 
 def test_nobody_saves_up_by_idling() -> None:
     ledger = Ledger()
-    with ledger.claim("busy", 0, 10) as busy:
-        busy.charge()
-        busy.settle(5000)
-        with ledger.claim("late", 0, 10) as late:
-            assert late.account.served == busy.account.served == 5000
+    busy = ledger.open("busy")
+    busy.served = 5000
+    late = ledger.open("late")
+    assert late.served == 5000, "level with the least served of those that are here"
+    late.served += 100
+    ledger.close(late)
+    assert ledger.open("late").served == 5100, "and what it had above that is not forgotten"
+    for account in (busy, late):
+        ledger.close(account)
     assert ledger.is_idle
 
 
