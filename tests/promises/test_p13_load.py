@@ -229,7 +229,7 @@ async def test_bad_bodies_are_refused_with_the_field(world: World, body: bytes, 
     assert world.control.wakes == []
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(fields=FIELDS, cut=st.integers(0, 400), junk=st.binary(max_size=6))
 async def test_no_body_is_a_fault_of_ours(world: World, fields: dict[str, Any], cut: int, junk: bytes) -> None:
     """F36: never a 5xx but the 503 of an endpoint that sleeps and may not be waited for."""

@@ -88,7 +88,7 @@ async def test_scopes_and_changed_keys(tmp_path: Path) -> None:
     ("path", "raw", "status", "param"),
     [
         ("/v1/completions", b"{", 400, None),
-        ("/v1/completions", b'{"prompt":"\xff"}', 400, None),
+        ("/v1/completions", b'{"prompt":"\xff"}', 400, "prompt"),
         ("/v1/completions", b'{"prompt":"x","n":99}', 400, "n"),
         ("/v1/completions", b'{"prompt":""}', 400, "prompt"),
         ("/v1/completions", b'{"prompt":[99999]}', 400, "prompt"),
