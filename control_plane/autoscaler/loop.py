@@ -10,11 +10,12 @@ from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.autoscaler.policy import GatewayDemand, Limits, Observation, decide
+from control_plane.db.clock import unix
 from control_plane.db.loop import Leadership
 from control_plane.endpoints import life, metrics
 from control_plane.endpoints.life import Held
 from control_plane.endpoints.specs import RevisionSpec
-from control_plane.endpoints.states import is_coming
+from control_plane.endpoints.states import is_coming, serves
 from control_plane.endpoints.tables import DemandTable, EndpointTable, RevisionTable
 
 TICK_S = 5.0
@@ -107,6 +108,8 @@ async def _observe(session: AsyncSession, held: Held) -> tuple[Limits, Observati
         last_work_at=_latest(worked),
         last_wake_at=_latest([at for at in (endpoint.last_wake_at, endpoint.asked_at) if at is not None]),
         last_ready_at=_latest([] if endpoint.last_ready_at is None else [endpoint.last_ready_at]),
+        promised_until=unix(endpoint.promised_until),
+        serving=sum(serves(life.view(replica)) for replica in held.replicas),
     )
     return limits, observed
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 FRESH_S = 12.0
 """A gateway reports at least every 5 s: one that has missed two reports is not heard."""
-START_GRACE_S = 60.0
-"""A start that nobody waits for any more is given up only after this long, however short `idle_s` is."""
+CALL_OFF_S = 5.0
+"""A start that nobody waits for any more goes on this long: a client that tries again at once finds it under way."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,16 @@ class Observation:
     last_wake_at: float | None = None
     last_ready_at: float | None = None
     """When a replica last became ready: the time it took to start is not idleness."""
+    promised_until: float | None = None
+    """Until then someone counts on a start though no request waits for it."""
+    serving: int = 0
+    """Replicas that take requests."""
+
+    @property
+    def is_waking(self) -> bool:
+        """Whether the start that was last asked for has served nobody yet. A replacement is no such start."""
+        asked, ready = self.last_wake_at, self.last_ready_at
+        return self.serving == 0 and asked is not None and (ready is None or ready < asked)
 
 
 @dataclass(frozen=True)
@@ -73,10 +83,20 @@ def decide(observed: Observation, limits: Limits, now: float) -> Decision:
     if not fresh:
         return Decision(kept, "No gateway reports: what is stays.")
     quiet_s = _quiet_s(observed, now)
-    patience_s = max(limits.idle_s, START_GRACE_S) if observed.starting else limits.idle_s
-    if quiet_s < patience_s:
-        return Decision(kept, f"Idle for {quiet_s:.1f} s of {patience_s:g} s.", patience_s - quiet_s)
+    if observed.is_waking:
+        return _waking(kept, observed, limits, quiet_s, now)
+    if quiet_s < limits.idle_s:
+        return Decision(kept, f"Idle for {quiet_s:.1f} s of {limits.idle_s:g} s.", limits.idle_s - quiet_s)
     return Decision(limits.min, f"No work for {limits.idle_s:g} s.")
+
+
+def _waking(kept: int, observed: Observation, limits: Limits, quiet_s: float, now: float) -> Decision:
+    """A start is called off soon after the last one has gone who waited for it."""
+    promised_s = 0.0 if observed.promised_until is None else observed.promised_until - now
+    left_s = max(CALL_OFF_S - quiet_s, promised_s)
+    if left_s > 0:
+        return Decision(kept, f"Nobody waits for the start: it is called off in {left_s:.1f} s.", left_s)
+    return Decision(limits.min, "The start was called off: nobody waits any more.")
 
 
 def _with_work(kept: int, running: int, waiting: int, limits: Limits) -> Decision:

@@ -16,6 +16,8 @@ from data_plane.wire.routes import DemandReport
 
 LONGEST_IDLE_S = 10 * 366 * 86_400.0
 MOST_REQUESTS = 2**31 - 1
+HEARD_S = 15.0
+"""A gateway reports at least every 5 s: one that has missed two reports is gone."""
 JUST_NOW_S = 1.0
 """Work that ended so recently is news: from it the idle time counts."""
 
@@ -57,6 +59,12 @@ async def note(session: AsyncSession, report: DemandReport) -> None:
     )
     if any(demand.running + demand.waiting or demand.idle_for_s < JUST_NOW_S for demand in report.endpoints):
         await ring(session, "endpoints")
+
+
+async def gateways(session: AsyncSession) -> int:
+    """How many gateways there are, by their reports; at least one, since someone asks."""
+    heard = DemandTable.reported_at > func.clock_timestamp() - timedelta(seconds=HEARD_S)
+    return max(1, (await session.execute(select(func.count(DemandTable.gateway.distinct())).where(heard))).scalar_one())
 
 
 async def _known(session: AsyncSession, ids: Sequence[UUID]) -> list[UUID]:

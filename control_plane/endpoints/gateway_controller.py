@@ -44,4 +44,4 @@ class GatewaysController(Controller):
         self, session: RequestSession, endpoint_id: FromPath[UUID], data: JSONBody[WakeRequest]
     ) -> WakeAnswer:
         """Any number of wakes start no more than one replica."""
-        return await service.wake_by_id(session, endpoint_id, data.waiting)
+        return await service.wake_by_id(session, endpoint_id, data.waiting, data.again_s)

@@ -3,6 +3,7 @@ the caller's transaction. Knows nothing of why: callers decide, and say the reas
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from statistics import median
 from uuid import UUID
 
 from sqlalchemy import select
@@ -23,6 +24,9 @@ from control_plane.endpoints.states import (
 from control_plane.endpoints.tables import EndpointTable, ReplicaTable
 from control_plane.events.service import record
 from data_plane.wire.fleet import ReplicaPhase, StartFailure
+
+STARTS_REMEMBERED = 9
+"""Few enough to follow a change of the machine, enough that one slow start does not matter."""
 
 
 @dataclass
@@ -140,7 +144,7 @@ async def move(session: AsyncSession, held: Held, replica: ReplicaTable, to: Rep
     replica.status = transition(str(replica.id), replica.status, to)
     replica.reason = reason
     if to == "ready":
-        _became_ready(held, replica)
+        await _became_ready(session, held, replica)
     elif before == "placing" and "place" not in replica.spans:
         replica.spans = {**replica.spans, "place": _seconds(replica.created_at, held.now)}
     await _tell(session, held, replica, to, reason, {"from": before})
@@ -151,14 +155,33 @@ def _state_reason(to: ReplicaPhase, reason: str) -> str:
     return "A replica is ready." if to == "ready" else reason
 
 
-def _became_ready(held: Held, replica: ReplicaTable) -> None:
+async def _became_ready(session: AsyncSession, held: Held, replica: ReplicaTable) -> None:
     endpoint = held.endpoint
     replica.ready_at = endpoint.last_ready_at = held.now
     asked_s = _seconds(replica.created_at, held.now) + float(replica.spans.get("decide", 0.0))
     replica.spans = {**replica.spans, "ready": round(asked_s, 4)}
-    endpoint.start_s = asked_s if endpoint.start_s is None else (endpoint.start_s + asked_s) / 2
+    await session.flush()
+    endpoint.start_s = await learned_start_s(session, replica)
     metrics.COLD_STARTS.inc()
     metrics.COLD_START_SECONDS.observe(asked_s)
+
+
+async def learned_start_s(session: AsyncSession, replica: ReplicaTable) -> float | None:
+    """Seconds that a start like `replica`'s takes: the median of the last ones of its artifact on its kind of device,
+    whichever endpoint they served. None where there was none."""
+    kind = replica.device.partition(":")[0]
+    query = (
+        select(ReplicaTable.spans["ready"].as_float())
+        .where(
+            ReplicaTable.spec["artifact"].astext == replica.spec["artifact"],
+            ReplicaTable.device.startswith(kind, autoescape=True),
+            ReplicaTable.ready_at.is_not(None),
+        )
+        .order_by(ReplicaTable.ready_at.desc())
+        .limit(STARTS_REMEMBERED)
+    )
+    starts = list((await session.execute(query)).scalars())
+    return median(starts) if starts else None
 
 
 async def release(session: AsyncSession, held: Held, replica: ReplicaTable, reason: str) -> None:
@@ -204,6 +227,8 @@ async def place(session: AsyncSession, held: Held, replica: ReplicaTable, node: 
     session.add(replica)
     await session.flush()
     held.replicas.append(replica)
+    # a new endpoint learns from others that run the same, before its own first start
+    endpoint.start_s = await learned_start_s(session, replica) or endpoint.start_s
     reason = f"Placed on {replica.device} of node {node}."
     await _tell(session, held, replica, "placing", reason, {"node": node, "promised_bytes": replica.promised_bytes})
     await settle(session, held, reason)

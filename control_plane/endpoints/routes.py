@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.db.clock import db_now, unix
-from control_plane.endpoints import life, service
+from control_plane.endpoints import demand, life, service
 from control_plane.endpoints.specs import RevisionSpec
 from control_plane.endpoints.states import serves, waking_phase
 from control_plane.endpoints.tables import EndpointTable, ReplicaTable
@@ -27,12 +27,13 @@ async def gateway_state(session: AsyncSession) -> GatewayState:
     now_s = (await db_now(session)).timestamp()
     routes = tuple(_route(row, alive[row.id], _context(specs, row.id), now_s) for row in rows)
     keys = tuple(await key_records(session))
-    return GatewayState(_version(routes, keys), routes, keys)
+    gateways = await demand.gateways(session)
+    return GatewayState(_version(routes, keys, gateways), routes, keys, gateways)
 
 
-def _version(routes: tuple[EndpointRoute, ...], keys: tuple[KeyRecord, ...]) -> str:
+def _version(routes: tuple[EndpointRoute, ...], keys: tuple[KeyRecord, ...], gateways: int) -> str:
     lasting = [msgspec.structs.replace(route, eta_s=None) for route in routes]
-    return hashlib.sha256(msgspec.json.encode((lasting, keys))).hexdigest()[:24]
+    return hashlib.sha256(msgspec.json.encode((lasting, keys, gateways))).hexdigest()[:24]
 
 
 def _context(specs: dict[UUID, dict[str, object]], endpoint_id: UUID) -> int:

@@ -1,6 +1,7 @@
 """What people do with endpoints: deploy, scale, wake, remove, look. Never commits. Knows nothing of nodes or loops: it
 writes what is wanted, and rings."""
 
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +24,12 @@ from control_plane.errors import Conflict, Invalid, Missing
 from control_plane.events.service import record
 from data_plane.wire.names import NAME_RULE, is_name
 from data_plane.wire.routes import WakeAnswer
+
+BY_HAND_S = 600.0
+"""A start that a person asked for goes on this long though no request waits for it."""
+LONGEST_PROMISE_S = 120.0
+COMING_BACK_S = 10.0
+"""A client that was told to come again may be so late."""
 
 
 async def deploy(session: AsyncSession, tenant_id: UUID, wanted: NewEndpoint) -> tuple[Held, bool]:
@@ -73,22 +80,26 @@ async def remove(session: AsyncSession, tenant_id: UUID, name: str) -> None:
 async def wake_by_name(session: AsyncSession, tenant_id: UUID, name: str) -> Held:
     """The wake of a person. Raises Missing, and Conflict where it cannot be woken now."""
     held = await _hold_by_name(session, tenant_id, name)
-    answer = await _wake(session, held, "Woken by request.", "rest")
+    answer = await _wake(session, held, "Woken by request.", "rest", BY_HAND_S)
     if answer.state == "failed":
         raise Conflict(f"Endpoint '{name}' cannot start now: {answer.reason}", code="endpoint_failed")
     return held
 
 
-async def wake_by_id(session: AsyncSession, endpoint_id: UUID, waiting: int) -> WakeAnswer:
-    """The wake of a gateway that holds `waiting` requests. Raises Missing where the endpoint was deleted."""
+async def wake_by_id(session: AsyncSession, endpoint_id: UUID, waiting: int, again_s: float = 0.0) -> WakeAnswer:
+    """The wake of a gateway that holds `waiting` requests, or sent one away for `again_s` seconds (0: none).
+
+    Raises Missing where the endpoint was deleted.
+    """
     held = await life.hold(session, endpoint_id)
     if held is None or held.endpoint.deleted_at is not None:
         raise Missing("endpoint", str(endpoint_id), "ebb ps")
     reason = "A request is waiting." if waiting <= 1 else f"{waiting} requests are waiting."
-    return await _wake(session, held, reason, "gateway")
+    promised_s = min(again_s, LONGEST_PROMISE_S) + COMING_BACK_S if again_s > 0 else 0.0
+    return await _wake(session, held, reason, "gateway", promised_s)
 
 
-async def _wake(session: AsyncSession, held: Held, reason: str, source: str) -> WakeAnswer:
+async def _wake(session: AsyncSession, held: Held, reason: str, source: str, promised_s: float) -> WakeAnswer:
     endpoint = held.endpoint
     if endpoint.max_replicas == 0:
         return WakeAnswer("failed", None, max_is_zero(endpoint.name))
@@ -96,6 +107,9 @@ async def _wake(session: AsyncSession, held: Held, reason: str, source: str) -> 
     if endpoint.state == "failed" and not may_start:
         return WakeAnswer("failed", None, endpoint.reason)
     endpoint.last_wake_at = held.now
+    if promised_s:
+        until = held.now + timedelta(seconds=promised_s)
+        endpoint.promised_until = max(until, endpoint.promised_until or until)
     if endpoint.desired == 0:
         metrics.WAKES.labels(source).inc()
         await life.set_desired(session, held, 1, reason)

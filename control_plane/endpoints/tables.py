@@ -45,7 +45,9 @@ class EndpointTable(TenantRow):
     """When `desired` was last raised: a start is timed from here."""
     last_ready_at: Mapped[datetime | None]
     start_s: Mapped[float | None]
-    """Seconds from decision to ready, learned from the last starts."""
+    """Seconds from decision to ready: what the last starts of its artifact took (life.learned_start_s)."""
+    promised_until: Mapped[datetime | None]
+    """Someone who does not wait counts on a start until then: who woke it by hand, or was told to come again."""
     deleted_at: Mapped[datetime | None]
 
 

@@ -1,28 +1,29 @@
-"""Hold and wake: a request for an endpoint without a ready replica waits in line while one is started.
+"""A place on a replica for each request: at once where one is free, else in turn, waking the endpoint if need be.
 
-Zero to one is done here, in the request's path; everything else about scale is the control plane's. Knows nothing of
-HTTP: time is the event loop's clock, waking is one call it is given.
+Zero to one is done here, in the request's path; everything else about scale is the control plane's. A replica is sent
+little more than it runs at once, so that what is too much waits here, where it is bounded, fair and can be refused.
+Knows nothing of HTTP: time is the event loop's clock, waking is one call it is given.
 """
 
 import asyncio
+import random
 import time
-from bisect import insort
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from data_plane.gateway import errors
-from data_plane.gateway.control import Backoff, ControlUnavailable, NoSuchEndpoint
+from data_plane.gateway.fairness import Claim, Ledger
 from data_plane.gateway.knowledge import NOTHING_ASKED, Asked, Knowledge
+from data_plane.gateway.line import Bounds, Line, Place
+from data_plane.gateway.pace import Pace, retry_after_s
 from data_plane.gateway.settings import HoldLimits
+from data_plane.gateway.waking import Wake, Waker
 from data_plane.router.lease import InFlight, Lease
 from data_plane.router.table import RouteTable
 from data_plane.wire.errors import ApiError
-from data_plane.wire.routes import EndpointRoute, WakeAnswer
-
-Wake = Callable[[str, str, int], Coroutine[Any, Any, WakeAnswer]]
-"""(endpoint id, id of the oldest waiting request, how many wait) -> the control plane's answer."""
+from data_plane.wire.routes import EndpointRoute, ReplicaRoute
 
 
 @dataclass(frozen=True)
@@ -36,53 +37,40 @@ class Ask:
     arrived: float
     deadline: float
     asked: Asked = NOTHING_ASKED
+    claim: Claim = field(default_factory=Claim)
 
 
-@dataclass(eq=False)
-class _Waiter:
+@dataclass(eq=False, slots=True)
+class _Waiter(Place):
     ask: Ask
     turn: "asyncio.Future[Lease]"
     known_failure: tuple[str | None, float | None] | None
     """The failure this request was let in over: it is a new attempt, so that failure is not its end."""
 
 
-def _failure(route: EndpointRoute) -> tuple[str | None, float | None] | None:
-    return (route.reason, route.retry_at) if route.state == "failed" else None
+class _Queue:
+    """One endpoint's line, and how all in it end together."""
 
-
-def _oldest_first(waiter: _Waiter) -> float:
-    return waiter.ask.arrived
-
-
-@dataclass(eq=False)
-class _Line:
-    endpoint_id: str
-    waiters: list[_Waiter] = field(default_factory=list[_Waiter])
-    waiting_bytes: int = 0
-    waking: "asyncio.Task[None] | None" = None
-
-    def add(self, waiter: _Waiter) -> None:
-        insort(self.waiters, waiter, key=_oldest_first)
-        self.waiting_bytes += waiter.ask.body_bytes
-
-    def remove(self, waiter: _Waiter) -> None:
-        if waiter in self.waiters:
-            self.waiters.remove(waiter)
-            self.waiting_bytes -= waiter.ask.body_bytes
+    def __init__(self, bounds: Bounds) -> None:
+        self.line: Line[_Waiter] = Line(bounds)
 
     def fail(self, waiter: _Waiter, error: ApiError) -> None:
-        self.remove(waiter)
+        self.line.remove(waiter)
         if not waiter.turn.done():
             waiter.turn.set_exception(error)
 
     def fail_all(self, make_error: Callable[[Ask], ApiError]) -> None:
-        for waiter in list(self.waiters):
+        for waiter in list(self.line):
             self.fail(waiter, make_error(waiter.ask))
 
-    def stop_waking(self) -> None:
-        if self.waking is not None:
-            self.waking.cancel()
-            self.waking = None
+    def oldest(self) -> tuple[str, int] | None:
+        return (self.line.oldest.ask.request_id, len(self.line)) if self.line else None
+
+    def deleted(self) -> None:
+        self.fail_all(_deleted)
+
+    def failed(self, reason: str | None) -> None:
+        self.fail_all(partial(_failed, reason))
 
 
 class Activation:
@@ -99,61 +87,85 @@ class Activation:
         self._table = table
         self._knowledge = knowledge or Knowledge()
         self._in_flight = in_flight
-        self._wake = wake
         self._limits = limits
-        self._lines: dict[str, _Line] = {}
-        self._nudges: dict[str, asyncio.Task[None]] = {}
+        self._bounds = Bounds(limits.most_requests, limits.most_bytes)
+        self._queues: dict[str, _Queue] = {}
+        self._ledgers: dict[str, Ledger] = {}
+        self._paces: dict[str, Pace] = {}
+        self._waker = Waker(wake, limits.wake_every_s)
         self._closed = False
-        in_flight.on_return = self._move
+        in_flight.on_return = self._returned
 
     def waiting(self, endpoint_id: str) -> tuple[int, int]:
         """(requests, bytes) in the endpoint's line."""
-        line = self._lines.get(endpoint_id)
-        return (len(line.waiters), line.waiting_bytes) if line else (0, 0)
+        queue = self._queues.get(endpoint_id)
+        return (len(queue.line), queue.line.size_bytes) if queue else (0, 0)
 
-    async def acquire(self, ask: Ask, on_hold: Callable[[], None]) -> Lease:
+    def wait_s(self, endpoint_id: str) -> float | None:
+        """How long whoever joins the endpoint's line is likely to wait; None where nothing is known of it."""
+        now = _now()
+        if not self._table.usable(endpoint_id, now):
+            return self._table.eta_s(endpoint_id, now)
+        pace = self._paces.get(endpoint_id)
+        return pace.wait_s(self.waiting(endpoint_id)[0] + 1, now) if pace else None
+
+    @contextmanager
+    def claim(self, endpoint_id: str, party: str, rank: int, tokens: int) -> Generator[Claim]:
+        """A request of `party` begins, and ends with this: what it is served counts against its next ones."""
+        ledger = self._ledgers.get(endpoint_id)
+        if ledger is None:
+            ledger = self._ledgers[endpoint_id] = Ledger()
+        account = ledger.open(party)
+        try:
+            yield Claim(account, rank, tokens)
+        finally:
+            ledger.close(account)
+            if ledger.is_idle and self._ledgers.get(endpoint_id) is ledger:
+                del self._ledgers[endpoint_id]
+
+    async def acquire(self, ask: Ask, on_hold: Callable[[bool], None]) -> Lease:
         """A place on a replica, at once or after a wait; the caller gives it back.
 
-        `on_hold` is called when the request has to wait. Raises ApiError: 404 deleted, 503 for a full line, a deadline
-        passed, a model that cannot start, a gateway that leaves.
+        `on_hold` is called when the request has to wait, with whether that is for the endpoint to wake. Raises
+        ApiError: 404 deleted, 503 for a full line, a deadline passed, a model that cannot start, a gateway that leaves.
         """
         if self._closed:
             raise errors.shutting_down()
         route = self._route(ask)
-        line = self._lines.get(ask.endpoint_id)
-        if line is None or not line.waiters:
-            lease = self._borrow(route, ask, with_room=False)
+        if not self.waiting(ask.endpoint_id)[0]:
+            lease = self._borrow(route, ask)
             if lease is not None:
+                ask.claim.charge()
                 return lease
         self._refuse_failed(route)
-        on_hold()
+        on_hold(not self._table.usable(ask.endpoint_id, _now()))
         if ask.deadline <= _now():
-            self._nudge(ask)
             raise self._too_late(ask)
         return await self._wait(ask, route)
 
     async def _wait(self, ask: Ask, route: EndpointRoute) -> Lease:
-        line = self._lines.get(ask.endpoint_id) or _Line(ask.endpoint_id)
-        self._refuse_full(line, ask, route)
-        self._lines[ask.endpoint_id] = line
-        waiter = _Waiter(ask, asyncio.get_running_loop().create_future(), _failure(route))
-        line.add(waiter)
+        queue = self._queues.get(ask.endpoint_id) or _Queue(self._bounds)
+        turn: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(ask.claim, ask.arrived, ask.body_bytes, ask, turn, _failure(route))
+        self._refuse_full(queue, waiter, route)
+        self._queues[ask.endpoint_id] = queue
+        queue.line.push(waiter)
         self._move(ask.endpoint_id)
         try:
             async with asyncio.timeout_at(ask.deadline):
                 return await waiter.turn
         except TimeoutError:
             self._drop_lease(waiter)
+            queue.line.remove(waiter)
             raise self._too_late(ask) from None
         except asyncio.CancelledError:
             self._drop_lease(waiter)
             raise
         finally:
-            line.remove(waiter)
-            if not line.waiters:
-                line.stop_waking()
-                if self._lines.get(ask.endpoint_id) is line:
-                    del self._lines[ask.endpoint_id]
+            queue.line.remove(waiter)
+            if not queue.line and self._queues.get(ask.endpoint_id) is queue:
+                self._waker.stop(ask.endpoint_id)
+                del self._queues[ask.endpoint_id]
 
     def _drop_lease(self, waiter: _Waiter) -> None:
         """The turn may come in the very moment in which its request goes."""
@@ -163,96 +175,78 @@ class Activation:
     def table_changed(self, endpoint_ids: list[str]) -> None:
         """The routes of these endpoints changed: release, fail or start waking their lines."""
         for endpoint_id in endpoint_ids:
+            if self._table.get(endpoint_id) is None:
+                self._paces.pop(endpoint_id, None)
             self._move(endpoint_id)
 
     def close(self) -> None:
         """The gateway leaves: all who wait are told, and nobody waits from now on."""
         self._closed = True
-        for line in list(self._lines.values()):
-            line.stop_waking()
-            line.fail_all(lambda _ask: errors.shutting_down())
-        for nudge in self._nudges.values():
-            nudge.cancel()
+        self._waker.close()
+        for queue in list(self._queues.values()):
+            queue.fail_all(lambda _ask: errors.shutting_down())
 
     def check(self) -> None:
-        """Every line has waiters, and its bytes are theirs."""
-        for line in self._lines.values():
-            assert line.waiters, f"an empty line was kept for {line.endpoint_id}"
-            assert line.waiting_bytes == sum(waiter.ask.body_bytes for waiter in line.waiters), "bytes do not balance"
+        """Every line has waiters, and all books balance; AssertionError where they do not."""
+        for endpoint_id, queue in self._queues.items():
+            assert queue.line, f"an empty line was kept for {endpoint_id}"
+            queue.line.check()
+        for endpoint_id, ledger in self._ledgers.items():
+            assert not ledger.is_idle, f"an idle ledger was kept for {endpoint_id}"
+            ledger.check()
+
+    def _returned(self, endpoint_id: str) -> None:
+        if self._table.get(endpoint_id) is not None:
+            self._paces.setdefault(endpoint_id, Pace()).note(_now())
+        self._move(endpoint_id)
 
     def _move(self, endpoint_id: str) -> None:
-        """Bring a line to where the routes and free places allow: oldest first, paced by slots."""
-        line = self._lines.get(endpoint_id)
-        if line is None or self._closed:
+        """Bring a line to where the routes and free places allow: in its order, paced by slots."""
+        queue = self._queues.get(endpoint_id)
+        if queue is None or self._closed:
             return
         route = self._table.get(endpoint_id)
         if route is None:
-            line.fail_all(_deleted)
+            queue.deleted()
             return
-        while line.waiters:
-            waiter = line.waiters[0]
-            lease = self._borrow(route, waiter.ask, with_room=True)
+        line = queue.line
+        while line:
+            waiter = line.head
+            if waiter.turn.done():  # its request goes in this very moment
+                line.remove(waiter)
+                continue
+            lease = self._borrow(route, waiter.ask)
             if lease is None:
                 break
-            line.remove(waiter)
-            if waiter.turn.done():
-                lease.give_back()
-            else:
-                waiter.turn.set_result(lease)
-        if not line.waiters or self._table.usable(endpoint_id, _now()):
-            line.stop_waking()
+            line.pop().turn.set_result(lease)
+        if not line or self._table.usable(endpoint_id, _now()):
+            self._waker.stop(endpoint_id)
             return
         if route.state == "failed":
-            for waiter in [one for one in line.waiters if one.known_failure != _failure(route)]:
-                line.fail(waiter, errors.model_failed(route.name, route.reason))
-        if line.waiters and (line.waking is None or line.waking.done()):
-            line.waking = asyncio.get_running_loop().create_task(self._keep_waking(line))
+            for waiter in [one for one in line if one.known_failure != _failure(route)]:
+                queue.fail(waiter, errors.model_failed(route.name, route.reason))
+        if line:
+            self._waker.keep(endpoint_id, queue)
 
-    async def _keep_waking(self, line: _Line) -> None:
-        """Tell the control plane at once, and again while anyone waits: a wake may be lost with its receiver."""
-        backoff = Backoff(first_s=0.1, most_s=self._limits.wake_every_s)
-        while line.waiters:
-            pause_s = self._limits.wake_every_s
-            try:
-                oldest = line.waiters[0].ask.request_id
-                answer = await self._wake(line.endpoint_id, oldest, len(line.waiters))
-                backoff.reset()
-            except NoSuchEndpoint:
-                line.fail_all(_deleted)
-                return
-            except ControlUnavailable:  # requests wait on: the next wake, or their deadlines, settle it
-                pause_s = backoff.next_s()
-            else:
-                if answer.state == "failed":
-                    line.fail_all(partial(_failed, answer.reason))
-                    return
-            await asyncio.sleep(pause_s)
-
-    def _nudge(self, ask: Ask) -> None:
-        """Wake once for a request that does not wait: its client will come again."""
-        if ask.endpoint_id in self._nudges:
-            return
-
-        async def nudge() -> None:
-            try:
-                await self._wake(ask.endpoint_id, ask.request_id, 1)
-            except (ControlUnavailable, NoSuchEndpoint):  # the client was answered 503 and will ask again
-                return
-            finally:
-                self._nudges.pop(ask.endpoint_id, None)
-
-        self._nudges[ask.endpoint_id] = asyncio.get_running_loop().create_task(nudge())
-
-    def _borrow(self, route: EndpointRoute, ask: Ask, *, with_room: bool) -> Lease | None:
+    def _borrow(self, route: EndpointRoute, ask: Ask) -> Lease | None:
         now = _now()
-        replicas = self._table.usable(route.id, now)
-        choice = self._knowledge.choose(route.id, replicas, ask.asked, now, with_room=with_room)
+        replicas = self._with_room(route.id)
+        choice = self._knowledge.choose(route.id, replicas, ask.asked, now)
         if choice is None:
             return None
         replica = next(one for one in replicas if one.id == choice.replica_id)
         lease = self._in_flight.borrow(route.id, replica, choice.reason)
         self._knowledge.sent(lease, ask.asked, choice.matched_tokens, now)
         return lease
+
+    def _with_room(self, endpoint_id: str) -> list[ReplicaRoute]:
+        """Those that would run another request at once, or have it ready for when a slot comes free."""
+        in_flight, limits = self._in_flight, self._limits
+        return [
+            replica
+            for replica in self._table.usable(endpoint_id, _now())
+            if in_flight.of_replica(replica.id) < limits.most_on_replica(replica.slots)
+        ]
 
     def _route(self, ask: Ask) -> EndpointRoute:
         route = self._table.get(ask.endpoint_id)
@@ -265,16 +259,33 @@ class Activation:
         if route.state == "failed" and (route.retry_at is None or time.time() < route.retry_at):
             raise errors.model_failed(route.name, route.reason)
 
-    def _refuse_full(self, line: _Line, ask: Ask, route: EndpointRoute) -> None:
-        limits = self._limits
-        too_many = len(line.waiters) >= limits.most_requests
-        if too_many or line.waiting_bytes + ask.body_bytes > limits.most_bytes:
-            raise errors.queue_full(route, len(line.waiters), line.waiting_bytes)
+    def _refuse_full(self, queue: _Queue, waiter: _Waiter, route: EndpointRoute) -> None:
+        fault = queue.line.fault(waiter)
+        if fault is not None:
+            expected_s = self.wait_s(route.id)
+            again_s = retry_after_s(
+                errors.DEFAULT_RETRY_AFTER_S if expected_s is None else expected_s,
+                random.random(),  # noqa: S311 - spreads load, guards nothing
+            )
+            in_line = len(queue.line), queue.line.size_bytes
+            mine = waiter.claim.account.waiting if fault == "share" else None
+            raise errors.queue_full(route, *in_line, mine, again_s)
 
     def _too_late(self, ask: Ask) -> ApiError:
+        """What its deadline ends a request with. One that waited for a start will come again: the start goes on."""
         now = _now()
         route = self._route(ask)
-        return errors.model_loading(route, now - ask.arrived, self._table.eta_s(ask.endpoint_id, now))
+        expected_s = self.wait_s(ask.endpoint_id)
+        again_s = errors.DEFAULT_RETRY_AFTER_S if expected_s is None else retry_after_s(expected_s)
+        if self._table.usable(ask.endpoint_id, now):
+            running, waiting = self._in_flight.of_endpoint(route.id), self.waiting(route.id)[0]
+            return errors.saturated(route, running, waiting, now - ask.arrived, again_s)
+        self._waker.nudge(ask.endpoint_id, ask.request_id, again_s)
+        return errors.model_loading(route, now - ask.arrived, expected_s, again_s)
+
+
+def _failure(route: EndpointRoute) -> tuple[str | None, float | None] | None:
+    return (route.reason, route.retry_at) if route.state == "failed" else None
 
 
 def _failed(reason: str | None, ask: Ask) -> ApiError:

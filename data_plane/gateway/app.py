@@ -11,6 +11,7 @@ from aiohttp import web
 
 from data_plane.gateway import errors
 from data_plane.gateway.activation import Activation
+from data_plane.gateway.admission import Admission
 from data_plane.gateway.attempts import Attempts
 from data_plane.gateway.auth import Auth
 from data_plane.gateway.completions import Completions
@@ -19,6 +20,7 @@ from data_plane.gateway.demand import Demand, DemandReporter
 from data_plane.gateway.exchange import Exchange
 from data_plane.gateway.followers import Followers
 from data_plane.gateway.knowledge import Knowledge
+from data_plane.gateway.limits import Limiter
 from data_plane.gateway.listing import Listing
 from data_plane.gateway.metrics import EndpointGauges, Metrics
 from data_plane.gateway.recent import MOST as MOST_RECENT
@@ -46,6 +48,7 @@ class Gateway:
         self.table = RouteTable()
         self.in_flight = InFlight()
         self.auth = Auth()
+        self.limits = Limiter()
         self.demand = Demand(asyncio.get_running_loop().time())
         self._control = ControlClient(settings)
         self._runners = RunnerClient(settings.runner)
@@ -109,6 +112,7 @@ class Gateway:
         """All books balance; when idle, all are empty."""
         self.in_flight.check()
         self.activation.check()
+        self.limits.check()
 
     def _spawn(self, loop: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(loop, name=name)
@@ -121,6 +125,7 @@ class Gateway:
             self.table,
             self.attempts,
             self.demand,
+            Admission(self.limits, self.activation),
             self.metrics,
             lambda: self.server.cut,
         )
@@ -142,6 +147,7 @@ class Gateway:
 
     def _on_state(self, state: GatewayState) -> None:
         self.auth.update(state.keys)
+        self.limits.update(state.keys, state.gateways)
         changed = self.table.update(state, asyncio.get_running_loop().time())
         self.followers.table_changed(changed)
         self.activation.table_changed(changed)
@@ -151,8 +157,9 @@ class Gateway:
         route = self.table.get(endpoint_id)
         return len(route.replicas) if route else 0
 
-    async def _wake(self, endpoint_id: str, request_id: str, waiting: int) -> WakeAnswer:
-        return await self._control.wake(endpoint_id, WakeRequest(self._settings.name, request_id, waiting))
+    async def _wake(self, endpoint_id: str, request_id: str, waiting: int, again_s: float) -> WakeAnswer:
+        request = WakeRequest(self._settings.name, request_id, waiting, again_s)
+        return await self._control.wake(endpoint_id, request)
 
     async def _ready(self, exchange: Exchange, _endpoint: str | None) -> web.StreamResponse:
         if self.server.leaving:
@@ -231,8 +238,8 @@ class Gateway:
         metrics.requests.labels(exchange.model, endpoint, str(exchange.status), exchange.outcome).inc()
         if exchange.outcome == "cancelled":
             metrics.cancellations.labels("running" if exchange.replica else "waiting").inc()
-        if exchange.code and not exchange.replica:
-            metrics.rejections.labels(exchange.code).inc()
+        if exchange.reason and not exchange.replica:
+            metrics.rejections.labels(exchange.reason).inc()
         if not endpoint:
             return
         metrics.request_seconds.labels(endpoint).observe(seconds)
@@ -240,6 +247,7 @@ class Gateway:
             metrics.first_byte_seconds.labels(endpoint).observe(exchange.first_byte_s)
         if exchange.held_s is not None:
             metrics.queue_wait_seconds.labels(endpoint).observe(exchange.held_s)
+        if exchange.held_s is not None and exchange.is_cold:
             metrics.cold_starts.labels(endpoint, exchange.outcome).inc()
             if exchange.first_byte_s is not None:
                 metrics.cold_start_seconds.labels(endpoint).observe(exchange.first_byte_s)

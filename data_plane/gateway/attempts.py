@@ -13,6 +13,7 @@ import msgspec
 
 from data_plane.gateway import errors
 from data_plane.gateway.activation import Activation, Ask
+from data_plane.gateway.admission import Admitted
 from data_plane.gateway.exchange import Exchange
 from data_plane.gateway.knowledge import NOTHING_ASKED, Asked
 from data_plane.gateway.metrics import Metrics
@@ -52,6 +53,7 @@ class Call:
     hold_s: float
     deadline: float
     created: int
+    admitted: Admitted
     aim: Asked = NOTHING_ASKED
     replica: ReplicaRoute | None = None
     lost: int = 0
@@ -126,6 +128,7 @@ class Attempts:
                 exchange.arrived,
                 call.deadline,
                 call.aim,
+                call.admitted.claim,
             )
             lease = await self._acquire(call, ask)
             with lease:
@@ -158,7 +161,9 @@ class Attempts:
     async def _acquire(self, call: Call, ask: Ask) -> Lease:
         exchange = call.exchange
         if call.resuming is not None:
-            return await self._activation.acquire(ask, lambda: None)  # what its wait was is told by what was sent
+            return await self._activation.acquire(
+                ask, lambda _is_cold: None
+            )  # what its wait was is told by what was sent
         try:
             return await self._activation.acquire(ask, exchange.hold)
         finally:

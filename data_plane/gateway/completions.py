@@ -12,6 +12,7 @@ import msgspec
 from aiohttp import web
 
 from data_plane.gateway import errors
+from data_plane.gateway.admission import Admission
 from data_plane.gateway.attempts import Attempts, Begun, Call, with_seed
 from data_plane.gateway.demand import Demand
 from data_plane.gateway.exchange import Exchange
@@ -40,6 +41,7 @@ class Completions:
         table: RouteTable,
         attempts: Attempts,
         demand: Demand,
+        admission: Admission,
         metrics: Metrics,
         is_cut: Callable[[], bool],
     ) -> None:
@@ -47,6 +49,7 @@ class Completions:
         self._table = table
         self._attempts = attempts
         self._demand = demand
+        self._admission = admission
         self._metrics = metrics
         self._is_cut = is_cut
 
@@ -70,21 +73,16 @@ class Completions:
         hold_s = exchange.hold_s(self._settings.hold.default_hold_s)
         parsed = parse(raw)
         route = endpoint_for(self._table, exchange, route, parsed.model)
-        asked = msgspec.structs.replace(parsed, model=route.name)
-        session = exchange.session or parsed.prompt_cache_key or parsed.user
-        call = Call(
-            exchange,
-            route,
-            path,
-            asked,
-            with_seed(asked),
-            hold_s,
-            exchange.arrived + hold_s,
-            created=int(time.time()),
-            aim=Asked(chain_of(parsed, exchange.tenant), session),
+        asked = msgspec.structs.replace(
+            parsed, model=route.name, priority=self._admission.rank(exchange, parsed) or None
         )
-        self._attempts.note_request(call)
-        with self._demand.working(route.id):
+        body = with_seed(asked)
+        session = exchange.session or parsed.prompt_cache_key or parsed.user
+        aim = Asked(chain_of(parsed, exchange.tenant), session)
+        until = exchange.arrived + hold_s
+        with self._admission.enter(exchange, route, parsed, len(body)) as admitted, self._demand.working(route.id):
+            call = Call(exchange, route, path, asked, body, hold_s, until, int(time.time()), admitted, aim)
+            self._attempts.note_request(call)
             return await (self._stream(call) if parsed.stream else self._whole(call))
 
     async def _whole(self, call: Call) -> web.StreamResponse:
@@ -165,9 +163,11 @@ class Completions:
         try:
             while events := await upstream.read_events():
                 watch.signs += 1
+                events = call.admitted.meter.relay(events)
                 if journal is not None:
                     events = journal.take(events)
-                await self._write(call, response, events)
+                if events:
+                    await self._write(call, response, events)
         except asyncio.CancelledError:
             if not self._is_cut():
                 raise
@@ -196,6 +196,8 @@ class Completions:
     def _pass_on(self, call: Call, upstream: Upstream, body: bytes) -> web.StreamResponse:
         if upstream.status >= 400:
             self._note_upstream_error(call, body)
+        else:
+            call.admitted.meter.whole(body)
         return call.exchange.plain(upstream.status, body, upstream.headers)
 
     def _note_upstream_error(self, call: Call, body: bytes) -> ErrorBody:
@@ -211,10 +213,12 @@ class Completions:
     def _progress(self, call: Call) -> str:
         """What a held stream says of its wait."""
         route = self._table.get(call.route.id)
-        if route is None or route.replicas:
+        if route is None:
             return "waiting"
-        eta_s = self._table.eta_s(route.id, asyncio.get_running_loop().time())
-        eta = "" if eta_s is None else f" eta={eta_s:.0f}"
+        wait_s = self._admission.wait_s(route.id)
+        eta = "" if wait_s is None else f" eta={wait_s:.0f}"
+        if route.replicas:
+            return f"waiting in_line={self._admission.waiting(route.id)}{eta}"
         return f"waking phase={route.phase or route.state}{eta}"
 
 

@@ -1,7 +1,5 @@
 """The gateway's refusals, in full sentences with their values. Knows nothing of when they are raised."""
 
-import math
-
 from data_plane.wire.errors import ApiError, ErrorBody, not_found, unavailable
 from data_plane.wire.routes import EndpointRoute
 
@@ -28,7 +26,7 @@ def endpoint_asleep(route: EndpointRoute) -> ApiError:
     )
 
 
-def model_loading(route: EndpointRoute, held_s: float, eta_s: float | None) -> ApiError:
+def model_loading(route: EndpointRoute, held_s: float, eta_s: float | None, retry_after_s: int) -> ApiError:
     """503 when the time to hold a request has passed."""
     expected = "" if eta_s is None else f", expected in {eta_s:.0f} s"
     phase = route.phase or route.state
@@ -36,7 +34,17 @@ def model_loading(route: EndpointRoute, held_s: float, eta_s: float | None) -> A
         f"Endpoint '{route.name}' is not ready yet ({phase}{expected}); this request was held for {held_s:.0f} s. "
         "Try again, or allow a longer hold with 'x-ebb-hold-timeout'.",
         code="model_loading",
-        retry_after_s=DEFAULT_RETRY_AFTER_S if eta_s is None else math.ceil(eta_s),
+        retry_after_s=retry_after_s,
+    )
+
+
+def saturated(route: EndpointRoute, running: int, waiting: int, held_s: float, retry_after_s: int) -> ApiError:
+    """503 when the time to hold a request has passed and every replica is still full."""
+    return unavailable(
+        f"Endpoint '{route.name}' is busy: {running} requests run on {len(route.replicas)} replicas and {waiting} more "
+        f"wait; this one waited for {held_s:.0f} s. Try again, or allow a longer wait with 'x-ebb-hold-timeout'.",
+        code="endpoint_saturated",
+        retry_after_s=retry_after_s,
     )
 
 
@@ -50,13 +58,16 @@ def model_failed(name: str, reason: str | None) -> ApiError:
     )
 
 
-def queue_full(route: EndpointRoute, waiting: int, waiting_bytes: int) -> ApiError:
-    """503: too many requests wait for this endpoint already."""
+def queue_full(
+    route: EndpointRoute, waiting: int, waiting_bytes: int, mine: int | None, retry_after_s: int
+) -> ApiError:
+    """503: too many requests wait for this endpoint already, or (`mine`) too many of them are this key's."""
+    whose = "" if mine is None else f", {mine} of them of this key: the rest is kept for others"
     return unavailable(
-        f"Endpoint '{route.name}' is not ready and {waiting} requests ({waiting_bytes / (1 << 20):.0f} MiB) wait "
-        "for it already. Try again later.",
+        f"Endpoint '{route.name}' has no free place, and {waiting} requests ({waiting_bytes / (1 << 20):.0f} MiB) wait "
+        f"for one already{whose}. Try again later.",
         code="queue_full",
-        retry_after_s=DEFAULT_RETRY_AFTER_S,
+        retry_after_s=retry_after_s,
     )
 
 

@@ -13,7 +13,8 @@ from multidict import CIMultiDict
 
 from data_plane.router.lease import Lease
 from data_plane.wire.errors import ApiError, invalid
-from data_plane.wire.names import REQUEST_ID, TENANT_HEADER
+from data_plane.wire.keys import KeyRecord
+from data_plane.wire.names import REQUEST_ID, TENANT_HEADER, USAGE_HEADER
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
@@ -25,18 +26,21 @@ JSON_TYPE = {"Content-Type": "application/json"}
 
 @dataclass
 class Exchange:
-    """Times are the loop's. `held_s` is None while the request was never held for a replica."""
+    """Times are the loop's. `held_s` is None while the request was never held for a replica; `is_cold`: it was held for
+    one to start. `key` is None until the request's key was found good."""
 
     request: web.BaseRequest
     request_id: str
     arrived: float
     tenant: str = ""
+    key: KeyRecord | None = None
     endpoint: str = ""
     model: str = ""
     replica: str = ""
     route: str = ""
     held_since: float | None = None
     held_s: float | None = None
+    is_cold: bool = False
     first_byte_s: float | None = None
     tries: int = 0
     status: int = 0
@@ -44,6 +48,7 @@ class Exchange:
     code: str = ""
     lease: Lease | None = None
     """The last place it had on a replica."""
+    reason: str = ""
     headers: dict[str, str] = field(default_factory=dict[str, str])
     response: web.StreamResponse | None = None
     """The stream that has begun."""
@@ -55,8 +60,9 @@ class Exchange:
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         return cls(request, request_id, asyncio.get_running_loop().time())
 
-    def hold(self) -> None:
+    def hold(self, is_cold: bool) -> None:
         """The request has to wait for a replica, from now (or still, where it was sent back to wait)."""
+        self.is_cold |= is_cold
         if self.held_since is None:
             self.held_since = asyncio.get_running_loop().time()
 
@@ -81,14 +87,14 @@ class Exchange:
 
     def answer_headers(self) -> dict[str, str]:
         """What every answer carries."""
-        cold = {"x-ebb-cold-start": "0" if self.held_since is None else "1"}
+        cold = {"x-ebb-cold-start": "1" if self.is_cold else "0"}
         if self.held_s is not None:
-            cold["x-ebb-wake-ms"] = str(round(self.held_s * 1000))
+            cold["x-ebb-wake-ms" if self.is_cold else "x-ebb-queue-ms"] = str(round(self.held_s * 1000))
         return {"x-request-id": self.request_id, **cold, **self.headers}
 
     def upstream_headers(self) -> dict[str, str]:
         """All that a runner hears of the client's headers."""
-        headers = {**JSON_TYPE, "x-request-id": self.request_id, TENANT_HEADER: self.tenant}
+        headers = {**JSON_TYPE, "x-request-id": self.request_id, TENANT_HEADER: self.tenant, USAGE_HEADER: "1"}
         trace = self.request.headers.get("traceparent", "")
         if _TRACEPARENT.fullmatch(trace):
             headers["traceparent"] = trace
@@ -150,6 +156,7 @@ class Exchange:
     def note_error(self, error: ApiError) -> None:
         """How this ended, for metrics and the log."""
         self.code = error.body.code or ""
+        self.reason = error.body.param or self.code if error.status == 429 else self.code
         if self.outcome == "ok":
             self.outcome = "client_error" if error.status < 500 else "error"
 

@@ -61,14 +61,10 @@ class Knowledge:
         self._policy: RoutePolicy = policy
         self._endpoints: dict[str, _Endpoint] = {}
 
-    def choose(
-        self, endpoint_id: str, replicas: Sequence[ReplicaRoute], asked: Asked, now: float, *, with_room: bool
-    ) -> Choice | None:
-        """The replica for a request; None where there is none, or with `with_room` none that has room."""
+    def choose(self, endpoint_id: str, replicas: Sequence[ReplicaRoute], asked: Asked, now: float) -> Choice | None:
+        """The replica for a request among those that have room for it; None where there is none."""
         known = self._endpoint(endpoint_id)
         candidates = [known.loads.candidate(one.id, one.slots) for one in replicas]
-        if with_room:
-            candidates = [one for one in candidates if one.has_room]
         if not candidates:
             return None
         ratio, chain = known.ratio(), asked.chain

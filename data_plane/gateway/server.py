@@ -210,8 +210,9 @@ class GatewayServer(web.Server):
 
     async def _dispatch(self, exchange: Exchange) -> web.StreamResponse:
         request = exchange.request
-        if len(request.headers.getall("Host", ())) > 1:
-            raise invalid("There is more than one Host header.", "host")
+        for name in ("Host", "Authorization"):  # whoever stands in front may have gone by the other one
+            if len(request.headers.getall(name, ())) > 1:
+                raise invalid(f"There is more than one {name} header.", name.lower())
         # The path as it was sent: nothing is decoded before the key was checked, and nothing else is matched.
         path = request.rel_url.raw_path
         route = self.routes.get(path)
@@ -219,7 +220,7 @@ class GatewayServer(web.Server):
             if not self._ready():
                 raise errors.not_ready()
             key = self._auth.identify(request.headers.get("Authorization"))
-            exchange.tenant = key.tenant
+            exchange.key, exchange.tenant = key, key.tenant
             endpoint, tail = _split(path)
             route = self._find(path, endpoint, tail)
             require(key, *route.scopes)

@@ -1,5 +1,6 @@
 """What a gateway is told when it starts. Read once, in main; passed to the parts that need it."""
 
+import math
 from dataclasses import dataclass, field
 
 from data_plane.gateway.knowledge import RoutePolicy
@@ -15,6 +16,15 @@ class HoldLimits:
     most_requests: int = 1_000
     most_bytes: int = 64 << 20
     wake_every_s: float = 2.0
+    ahead_share: float = 0.25
+    ahead_least: int = 2
+    """Beyond what a replica runs at once, so much of that again waits inside it, so that its batch stays full while
+    the next request is on its way; the rest waits here."""
+
+    def most_on_replica(self, slots: int) -> int:
+        """Requests that a replica of `slots` is sent at once."""
+        slots = max(1, slots)
+        return slots + max(self.ahead_least, math.ceil(slots * self.ahead_share))
 
 
 @dataclass(frozen=True)

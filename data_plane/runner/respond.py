@@ -16,6 +16,7 @@ from data_plane.runner.generation import Branch, Generation
 from data_plane.runner.note import NOTE
 from data_plane.runner.transcript import Delta
 from data_plane.wire.errors import ApiError
+from data_plane.wire.names import USAGE_HEADER
 from data_plane.wire.openai import GenerationRequest
 from data_plane.wire.openai_answers import PromptTokensDetails, Usage
 from data_plane.wire.resume import (
@@ -148,6 +149,9 @@ async def _stream(
     last = _event(shape.chunk([], usage_of(generation))) if wish.at_end else b""
     if last and marks:
         last = marked(last, USAGE)
+    if USAGE_HEADER in http.headers:
+        usage = usage_of(generation)
+        last += f": usage {usage.prompt_tokens} {usage.completion_tokens}\n\n".encode()
     await _send(http, response, last + b"data: [DONE]\n\n")
 
 

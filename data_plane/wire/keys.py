@@ -9,6 +9,22 @@ import msgspec
 
 Scope = Literal["infer", "read", "admin", "node"]
 SCOPES: tuple[Scope, ...] = ("infer", "read", "admin", "node")
+Priority = Literal["high", "normal", "low"]
+PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
+
+CLASS_WIDTH = 1_000_000
+"""Ranks of one class: a request may put itself behind others of its class, and never before or behind the class."""
+
+
+class KeyLimits(msgspec.Struct, frozen=True):
+    """What a key's requests may take; None is no limit. Per minute: a bucket that is full at first."""
+
+    max_concurrency: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+NO_LIMITS = KeyLimits()
 
 
 class KeyRecord(msgspec.Struct, frozen=True):
@@ -20,6 +36,16 @@ class KeyRecord(msgspec.Struct, frozen=True):
     secret_sha256: str
     scopes: tuple[Scope, ...]
     expires_at: float | None = None
+    priority: Priority = "normal"
+    limits: KeyLimits = NO_LIMITS
+
+    def rank(self, wish: int | None) -> int:
+        """The rank of a request (lower goes first): the key's class, lowered by what the request's `priority` asks for.
+
+        A `priority` below 0, which would raise it, is taken for 0.
+        """
+        base = (PRIORITIES.index(self.priority) - PRIORITIES.index("normal")) * CLASS_WIDTH
+        return base + max(0, min(CLASS_WIDTH - 1, wish or 0))
 
     def allows(self, scope: Scope) -> bool:
         """`admin` includes `read` and `infer`; nothing else includes anything."""

@@ -6,6 +6,8 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 TENANT_HEADER = "x-ebb-tenant"
 """Whose request a gateway passes on; a runner believes it only beside the token of its launch."""
+USAGE_HEADER = "x-ebb-usage"
+"""With it a gateway asks a runner to end a stream with a comment that tells its usage."""
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 NAME_RULE = "1 to 63 characters: lower-case letters, digits, '.', '_' and '-', starting with a letter or digit"

@@ -248,16 +248,48 @@ def decode(raw: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         raw.decode()
     except UnicodeDecodeError as error:
         raise invalid(
-            f"The body is not UTF-8: byte {error.start} is wrong. Send JSON in UTF-8.", code="invalid_encoding"
+            f"The body is not UTF-8: byte {error.start} is wrong. Send JSON in UTF-8.",
+            _field_before(raw, error.start),
+            "invalid_encoding",
         ) from error
     try:
         return decoder.decode(raw)
     except msgspec.ValidationError as error:
         raise _from_validation(str(error)) from error
     except msgspec.DecodeError as error:
-        raise invalid(f"The body is not JSON: {error}.", code="invalid_json") from error
+        place = _BYTE.search(str(error))
+        field = _field_before(raw, int(place.group(1)) if place else len(raw))
+        raise invalid(f"The body is not JSON: {error}.", field, "invalid_json") from error
     except RecursionError as error:
-        raise invalid("The body is nested too deeply.", code="invalid_json") from error
+        raise invalid("The body is nested too deeply.", _deep_field(raw), "invalid_json") from error
+
+
+_BYTE = re.compile(r"\(byte ([0-9]+)\)")
+_KEY = re.compile(rb'"([A-Za-z_]{1,40})"\s*:')
+_MARK = re.compile(rb'"((?:[^"\\]|\\.)*)"(\s*:)?|[\[\]{}]')
+_LOOK_AT = 65_536
+_LOOK_BACK = 4096
+
+
+def _field_before(raw: bytes, position: int) -> str | None:
+    """The key that stands last before a fault in the JSON, for people to find it by; None where none is near."""
+    keys = _KEY.findall(raw, max(0, position - _LOOK_BACK), position)
+    return keys[-1].decode() if keys else None
+
+
+def _deep_field(raw: bytes) -> str | None:
+    """The field of the body that is nested more than 64 deep; None where it does not begin to be near the front."""
+    field, depth = None, 0
+    for mark in _MARK.finditer(raw, 0, _LOOK_AT):
+        if mark[0] in b"[{":
+            depth += 1
+        elif mark[0] in b"]}":
+            depth -= 1
+        elif mark[2] and depth == 1:
+            field = mark[1][:40].decode(errors="replace")
+        if depth > 64:
+            return field
+    return None
 
 
 _AT = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`$")

@@ -32,7 +32,7 @@ class EndpointRoute(msgspec.Struct, frozen=True):
     phase: str | None = None
     """While waking: placing, starting, loading or warming."""
     eta_s: float | None = None
-    """While waking: seconds this endpoint's last start took, less what has passed. None when it never started."""
+    """While waking: seconds that such starts take (the median of the last), less what has passed. None: never seen."""
     reason: str | None = None
     """While failed: why, in a sentence for people."""
     retry_at: float | None = None
@@ -45,6 +45,8 @@ class GatewayState(msgspec.Struct, frozen=True):
     version: str
     endpoints: tuple[EndpointRoute, ...]
     keys: tuple[KeyRecord, ...]
+    gateways: int = 1
+    """Gateways that report: each allows its part of a key's limits."""
 
 
 class EndpointDemand(msgspec.Struct, frozen=True):
@@ -69,6 +71,8 @@ class WakeRequest(msgspec.Struct, frozen=True):
     gateway: str
     request_id: str
     waiting: int
+    again_s: float = 0.0
+    """A client that waits no longer was told to come again in so many seconds: the start is not called off before."""
 
 
 class WakeAnswer(msgspec.Struct, frozen=True):

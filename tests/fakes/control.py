@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 from aiohttp import web
 
-from data_plane.wire.keys import KeyRecord, Scope, new_key
+from data_plane.wire.keys import NO_LIMITS, KeyLimits, KeyRecord, Priority, Scope, new_key
 from data_plane.wire.routes import DemandReport, EndpointRoute, GatewayState, WakeAnswer, WakeRequest
 
 NODE_KEY = "ebb_node.secret"
@@ -19,6 +19,7 @@ class FakeControl:
     def __init__(self) -> None:
         self.endpoints: dict[str, EndpointRoute] = {}
         self.keys: list[KeyRecord] = []
+        self.gateways = 1
         self.wakes: list[tuple[str, WakeRequest]] = []
         self.demand: list[DemandReport] = []
         self.on_wake: Callable[[str], None] = lambda _endpoint_id: None
@@ -52,10 +53,17 @@ class FakeControl:
             self._announce()
             await runner.cleanup()
 
-    def add_key(self, *scopes: Scope, tenant: str = "default", expires_at: float | None = None) -> str:
+    def add_key(
+        self,
+        *scopes: Scope,
+        tenant: str = "default",
+        expires_at: float | None = None,
+        priority: Priority = "normal",
+        limits: KeyLimits = NO_LIMITS,
+    ) -> str:
         """A new key of the tenant; returns what its holder sends."""
         shown, prefix, secret_sha256 = new_key()
-        self.keys.append(KeyRecord(prefix, tenant, prefix, secret_sha256, scopes, expires_at))
+        self.keys.append(KeyRecord(prefix, tenant, prefix, secret_sha256, scopes, expires_at, priority, limits))
         self._announce()
         return shown
 
@@ -75,7 +83,7 @@ class FakeControl:
         self._announce()
 
     def state(self) -> GatewayState:
-        content = (tuple(self.endpoints.values()), tuple(self.keys))
+        content = (tuple(self.endpoints.values()), tuple(self.keys), self.gateways)
         version = hashlib.sha256(msgspec.json.encode(content)).hexdigest()[:16]
         return GatewayState(version, *content)
 

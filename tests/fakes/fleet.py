@@ -166,9 +166,9 @@ class FakeGateway:
                 if route is not None and route.state == wanted:
                     return route
 
-    async def wake(self, endpoint_id: str, waiting: int = 1) -> WakeAnswer:
+    async def wake(self, endpoint_id: str, waiting: int = 1, again_s: float = 0.0) -> WakeAnswer:
         """Asks for a start."""
-        body = WakeRequest(self.name, "request-1", waiting)
+        body = WakeRequest(self.name, "request-1", waiting, again_s)
         path = f"/internal/v1/endpoints/{endpoint_id}/wake"
         answer = await self.client.post(path, headers=self._headers(), content=msgspec.json.encode(body))
         assert answer.status_code == 200, answer.text

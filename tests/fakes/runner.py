@@ -9,6 +9,7 @@ import msgspec
 from aiohttp import web
 
 from data_plane.wire.errors import ErrorBody, ErrorEnvelope
+from data_plane.wire.names import USAGE_HEADER
 from data_plane.wire.routes import ReplicaRoute
 
 
@@ -144,7 +145,8 @@ class FakeRunner:
         if how.error_event:
             await response.write(b"data: " + _error_bytes("The engine failed.", "engine_failed") + b"\n\n")
         elif not how.end_without_done:
-            await response.write(b"data: [DONE]\n\n")
+            usage = f": usage 3 {how.events}\n\n".encode() if USAGE_HEADER in request.headers else b""
+            await response.write(usage + b"data: [DONE]\n\n")
         await response.write_eof()
         return response
 

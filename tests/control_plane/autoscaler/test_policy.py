@@ -6,7 +6,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control_plane.autoscaler.policy import FRESH_S, START_GRACE_S, GatewayDemand, Limits, Observation, decide
+from control_plane.autoscaler.policy import CALL_OFF_S, FRESH_S, GatewayDemand, Limits, Observation, decide
 
 NOW = 1_000_000.0
 MOMENT = st.one_of(st.none(), st.floats(NOW - 5000, NOW))
@@ -21,7 +21,10 @@ def limits(draw: st.DrawFn) -> Limits:
 REPORTS = st.lists(
     st.builds(GatewayDemand, st.integers(0, 200), st.integers(0, 200), st.floats(NOW - 60, NOW)), max_size=4
 ).map(tuple)
-SEEN = st.builds(Observation, st.integers(0, 16), st.integers(0, 3), REPORTS, MOMENT, MOMENT, MOMENT)
+UNTIL = st.one_of(st.none(), st.floats(NOW - 100, NOW + 600))
+SEEN = st.builds(
+    Observation, st.integers(0, 16), st.integers(0, 3), REPORTS, MOMENT, MOMENT, MOMENT, UNTIL, st.integers(0, 3)
+)
 
 
 def load(seen: Observation) -> int:
@@ -66,7 +69,7 @@ def test_no_data_keeps_what_is(seen: Observation, limits: Limits) -> None:
 
 
 def quiet(**changes: float) -> Observation:
-    return dataclasses.replace(Observation(1, 0, (GatewayDemand(0, 0, NOW),)), **changes)
+    return dataclasses.replace(Observation(1, 0, (GatewayDemand(0, 0, NOW),), serving=1), **changes)
 
 
 ONE = Limits(min=0, max=1, idle_s=30, target=32)
@@ -98,10 +101,37 @@ def test_without_news_nothing_changes_before_it_said_to_look_again(
         )
 
 
-def test_a_start_outlives_a_short_idle_but_not_for_ever() -> None:
-    short = Limits(min=0, max=1, idle_s=1, target=32)
-    assert decide(quiet(starting=1, last_wake_at=NOW - 10), short, NOW).desired == 1
-    assert decide(quiet(starting=1, last_wake_at=NOW - START_GRACE_S), short, NOW).desired == 0
+def waking(**changes: float) -> Observation:
+    return quiet(starting=1, serving=0, **changes)
+
+
+def test_a_start_that_nobody_waits_for_any_more_is_called_off() -> None:
+    for limits in (ONE, Limits(min=0, max=1, idle_s=1, target=32), Limits(min=0, max=1, idle_s=600, target=32)):
+        soon = decide(waking(last_wake_at=NOW - 9, last_work_at=NOW - 1), limits, NOW)
+        assert (soon.desired, round(soon.again_s, 3)) == (1, CALL_OFF_S - 1)
+        gone = decide(waking(last_wake_at=NOW - 9, last_work_at=NOW - CALL_OFF_S), limits, NOW)
+        assert (gone.desired, gone.reason) == (0, "The start was called off: nobody waits any more.")
+    waited_for = dataclasses.replace(waking(last_wake_at=NOW - 99), demand=(GatewayDemand(0, 1, NOW),))
+    assert decide(waited_for, ONE, NOW).desired == 1
+
+
+def test_a_promised_start_goes_on_until_whoever_counts_on_it_has_had_time_to_come() -> None:
+    promised = waking(last_wake_at=NOW - 99, promised_until=NOW + 20)
+    assert (decide(promised, ONE, NOW).desired, decide(promised, ONE, NOW).again_s) == (1, 20)
+    heard = (GatewayDemand(0, 0, NOW + 20),)
+    assert decide(dataclasses.replace(promised, demand=heard), ONE, NOW + 20).desired == 0
+
+
+def test_what_replaces_a_lost_replica_is_no_start_that_somebody_waits_for() -> None:
+    lost = waking(last_wake_at=NOW - 99, last_ready_at=NOW - 90, last_work_at=NOW - 29)
+    assert decide(lost, ONE, NOW).desired == 1
+    assert decide(dataclasses.replace(lost, last_work_at=NOW - 30), ONE, NOW).reason == "No work for 30 s."
+
+
+def test_growing_is_not_called_off_but_idles() -> None:
+    growing = quiet(starting=1, serving=1, last_ready_at=NOW - 99, last_wake_at=NOW - 20)
+    assert decide(growing, ONE, NOW).desired == 1
+    assert decide(dataclasses.replace(growing, last_wake_at=NOW - 30), ONE, NOW).desired == 0
 
 
 def test_growth_follows_the_target() -> None:

@@ -154,6 +154,23 @@ def test_keys_create_prints_the_key_alone_on_stdout(ebb: Any, platform: StubPlat
     assert ebb("keys", "create", "laptop", "--expires", "2h").out == "ebb_1.s\n"
     assert platform.asked[0][2] == {"name": "laptop", "scopes": ["infer"], "expires_in_s": 7200}
     assert ebb("keys", "create", "laptop", "--expires", "soon").code == 2
+    assert ebb("keys", "create", "batch", "--priority", "low", "--rpm", "60", "--max-concurrency", "4").code == 0
+    limits = {"priority": "low", "requests_per_minute": 60, "max_concurrency": 4}
+    assert platform.asked[-1][2] == {"name": "batch", "scopes": ["infer"], "expires_in_s": None, **limits}
+    assert ebb("keys", "create", "batch", "--priority", "urgent").code == 2
+
+
+def test_keys_update_changes_what_is_named_and_nothing_else(ebb: Any, platform: StubPlatform) -> None:
+    key = {"id": "k1", "prefix": "ebb_1", "priority": "high", "max_concurrency": None}
+    key |= {"requests_per_minute": 5, "tokens_per_minute": None}
+    platform.on("GET /api/v1/keys", Reply(body={"items": [key]}))
+    platform.on("PATCH /api/v1/keys/k1", Reply(body=key))
+    changed = ebb("keys", "update", "ebb_1", "--rpm", "5", "--tpm", "0")
+    assert (changed.code, changed.err.strip()) == (0, "Key ebb_1 (high): 5 rpm.")
+    assert platform.asked[-1][2] == {"requests_per_minute": 5, "tokens_per_minute": None}
+    nothing = ebb("keys", "update", "ebb_1")
+    assert (nothing.code, "Nothing to change" in nothing.err) == (1, True)
+    assert ebb("keys", "update", "ebb_2", "--rpm", "1").code == 1
 
 
 def test_logs_are_printed_as_they_come(ebb: Any, platform: StubPlatform) -> None:
@@ -228,10 +245,11 @@ def test_jobs_and_keys_are_named_by_what_their_listings_show(ebb: Any, platform:
     assert (missing.code, missing.err.strip()) == (1, "ebb: There is no job 'zz'. See 'ebb jobs'.")
     key = {"id": "k1", "prefix": "ebb_1", "name": "a", "scopes": ["infer"], "revoked_at": None}
     key |= {"created_at": "2026-01-01T00:00:00+00:00", "expires_at": "2026-01-02T00:00:00+00:00"}
+    key |= {"priority": "low", "max_concurrency": 2, "requests_per_minute": None, "tokens_per_minute": 9}
     platform.on("GET /api/v1/keys", Reply(body={"items": [key]}))
     platform.on("DELETE /api/v1/keys/k1", Reply(204))
     assert ebb("keys", "ls").out.splitlines()[1].split()[0] == "ebb_1"
-    assert "expired" in ebb("keys", "ls").out
+    assert all(word in ebb("keys", "ls").out for word in ("expired", "low", "2 at once, 9 tpm"))
     assert ebb("keys", "revoke", "ebb_1").code == 0
     assert ebb("keys", "revoke", "ebb_2").code == 1
 

@@ -11,6 +11,7 @@ from uuid import UUID
 import httpx
 import pytest
 import uvicorn
+from sqlalchemy import text
 
 from control_plane.app import create_app
 from control_plane.db.session import Database
@@ -109,6 +110,65 @@ async def test_zero_waking_live_draining_zero(fleet: Fleet) -> None:
     assert [event["type"] for event in events if event["kind"] == "replica"] == [
         "placing", "starting", "loading", "ready", "draining", "draining", "stopped",
     ]  # fmt: skip
+
+
+async def test_a_start_is_called_off_when_nobody_waits_any_more(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("control_plane.autoscaler.policy.CALL_OFF_S", 0.3)
+    endpoint = await fleet.deploy(idle_s=600)
+    await fleet.gateway.demand(endpoint["id"], waiting=1)
+    await fleet.gateway.wake(endpoint["id"])
+    [wanted] = await fleet.agent.desired(wait_s=5)
+    await fleet.agent.say(wanted, "loading")
+    await fleet.gateway.demand(endpoint["id"])
+    route = await fleet.gateway.wait_route("draining")
+    assert route.replicas == ()
+    events = (await fleet.get("/events?subject=chat"))["items"]
+    reasons = [event["reason"] for event in events if event["type"] == "scaled"]
+    assert reasons[-1] == "The start was called off: nobody waits any more."
+
+
+async def test_a_start_that_a_client_was_told_to_come_back_for_goes_on(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("control_plane.autoscaler.policy.CALL_OFF_S", 0.1)
+    promised, by_hand = await fleet.deploy("promised"), await fleet.deploy("by-hand")
+    await fleet.gateway.wake(promised["id"], again_s=20)
+    answer = await fleet.client.post("/api/v1/endpoints/by-hand/wake", headers=fleet.admin)
+    assert answer.status_code == 202
+    for endpoint in (promised, by_hand):
+        await fleet.gateway.demand(endpoint["id"])
+    await asyncio.sleep(0.8)
+    for name in ("promised", "by-hand"):
+        assert (await fleet.get(f"/endpoints/{name}"))["desired"] == 1
+
+
+async def test_how_long_a_start_takes_is_learned_from_all_of_the_same_artifact(
+    fleet: Fleet, database: Database
+) -> None:
+    assert (await fleet.gateway.state()).gateways == 1
+    for _ in range(3):
+        endpoint = await fleet.deploy()
+        await fleet.gateway.wake(endpoint["id"])
+        [wanted] = await fleet.agent.desired(wait_s=5)
+        await fleet.agent.make_ready(wanted)
+        answer = await fleet.client.delete("/api/v1/endpoints/chat", headers=fleet.admin)
+        assert answer.status_code == 204
+        await fleet.agent.say(wanted, "stopped")
+        await fleet.agent.desired()
+    async with database.transaction() as session:
+        await session.execute(text("update replicas set spans = jsonb_build_object('ready', 10 + 20 * random())"))
+        await session.execute(
+            text("update replicas set spans = '{\"ready\": 900}' where ready_at = (select max(ready_at) from replicas)")
+        )
+    fresh = await fleet.deploy("never-started")
+    await fleet.gateway.demand(fresh["id"], waiting=1)
+    await fleet.gateway.wake(fresh["id"])
+    await fleet.agent.desired(wait_s=5)
+    route = await fleet.gateway.route("never-started")
+    assert route.eta_s is not None and 5 <= route.eta_s <= 30, "one slow start of three does not matter"
+    other = FakeGateway(fleet.client, fleet.gateway.key, name="gateway-2")
+    await other.demand(fresh["id"], waiting=1)
+    assert (await fleet.gateway.state()).gateways == 2
 
 
 async def test_twenty_wakes_at_once_are_one_replica(fleet: Fleet) -> None:

@@ -15,6 +15,7 @@ from control_plane.db.session import Database
 from control_plane.tenants.auth import OPEN_PATHS
 from control_plane.tenants.service import ensure_key, key_records
 from control_plane.tenants.tables import KeyTable
+from data_plane.wire.keys import KeyLimits, KeyRecord
 
 Client = AsyncTestClient[Litestar]
 
@@ -74,6 +75,52 @@ async def test_made_listed_used_revoked(client: Client, anonymous: Client, keys:
     async with asyncio.timeout(5):
         while used.status_code != 401:
             used = await client.get("/api/v1/models", headers=keys.headers(key))
+
+
+async def test_a_keys_class_and_limits_reach_the_gateways(client: Client, database: Database, keys: Any) -> None:
+    body = {"name": "batch", "scopes": ["infer"], "priority": "low", "requests_per_minute": 60, "max_concurrency": 4}
+    made = (await client.post("/api/v1/keys", json=body)).json()
+    assert (made["priority"], made["requests_per_minute"], made["tokens_per_minute"]) == ("low", 60, None)
+
+    async def record() -> KeyRecord:
+        async with database.transaction() as session:
+            return next(one for one in await key_records(session) if one.id == made["id"])
+
+    assert (await record()).limits == KeyLimits(max_concurrency=4, requests_per_minute=60)
+    change = {"tokens_per_minute": 1000, "requests_per_minute": None}
+    changed = await client.patch(f"/api/v1/keys/{made['id']}", json=change)
+    assert changed.status_code == 200, changed.text
+    assert "key" not in changed.json()
+    assert (await record()).limits == KeyLimits(max_concurrency=4, tokens_per_minute=1000)
+    assert (await record()).priority == "low", "what was left out stays"
+    listed = (await client.get("/api/v1/keys")).json()["items"]
+    assert next(item for item in listed if item["id"] == made["id"]) == changed.json()
+    events = (await client.get("/api/v1/events")).json()["items"]
+    assert any(event["type"] == "changed" and event["data"] == change for event in events)
+    refused = await client.patch(
+        f"/api/v1/keys/{made['id']}", headers=keys.headers(keys.read), json={"priority": "high"}
+    )
+    assert refused.status_code == 403
+    assert (await client.patch(f"/api/v1/keys/{uuid4()}", json=change)).status_code == 404
+    await client.delete(f"/api/v1/keys/{made['id']}")
+    assert (await client.patch(f"/api/v1/keys/{made['id']}", json=change)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"priority": "urgent"}, "priority"),
+        ({"priority": None}, "priority"),
+        ({"max_concurrency": 0}, "max_concurrency"),
+        ({"requests_per_minute": 2**31}, "requests_per_minute"),
+        ({"tokens_per_minute": "many"}, "tokens_per_minute"),
+        ({"scopes": ["admin"]}, "scopes"),
+    ],
+)
+async def test_a_bad_change_is_refused_with_the_field(client: Client, change: dict[str, Any], param: str) -> None:
+    key = (await client.get("/api/v1/keys")).json()["items"][0]
+    answer = await client.patch(f"/api/v1/keys/{key['id']}", json=change)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
 
 
 async def test_wrong_unknown_revoked_and_expired_are_answered_alike(

@@ -28,9 +28,11 @@ class Bench:
         self.activation = Activation(self.table, self.in_flight, self.wake, limits)
         self.versions = 0
         self.answer = WakeAnswer("waking")
+        self.again_s = 0.0
 
-    async def wake(self, endpoint_id: str, request_id: str, waiting: int) -> WakeAnswer:
+    async def wake(self, endpoint_id: str, request_id: str, waiting: int, again_s: float) -> WakeAnswer:
         self.wakes += 1
+        self.again_s = again_s
         assert (endpoint_id, request_id != "", waiting > 0) == ("e", True, True)
         if self.away:
             raise ControlUnavailable("away")
@@ -46,7 +48,7 @@ class Bench:
     def ask(self, hold_s: float = 5.0) -> "asyncio.Task[Lease]":
         now = asyncio.get_running_loop().time()
         ask = Ask("e", "chat", f"q{now}", 10, now, now + hold_s)
-        return asyncio.create_task(self.activation.acquire(ask, lambda: None))
+        return asyncio.create_task(self.activation.acquire(ask, lambda _is_cold: None))
 
     async def waiting(self, count: int) -> None:
         async with asyncio.timeout(2):
@@ -61,15 +63,16 @@ class Bench:
 async def test_a_turn_that_meets_a_cancelled_request_is_given_on() -> None:
     bench = Bench()
     bench.set("zero")
-    first, second = bench.ask(), bench.ask()
-    await bench.waiting(2)
-    bench.set("live", 1)  # the first has its turn now, though it has not run yet
-    assert bench.in_flight.total == 1
+    first, second, third, fourth = (bench.ask() for _ in range(4))
+    await bench.waiting(4)
+    bench.set("live", 1)  # three have their turn now, though they have not run yet
+    assert bench.in_flight.total == 3
     first.cancel()
-    lease = await second
+    leases = await asyncio.gather(second, third, fourth)
     assert first.cancelled()
-    assert bench.in_flight.total == 1
-    lease.give_back()
+    assert bench.in_flight.total == 3
+    for lease in leases:
+        lease.give_back()
     assert bench.in_flight.total == 0
     bench.check()
 
@@ -81,10 +84,55 @@ async def test_waiting_goes_before_newly_come() -> None:
     await bench.waiting(1)
     bench.set("live", 1)
     lease = await old
-    new = await bench.ask()
-    assert bench.in_flight.of_replica("r0") == 2, "with nobody in line, a full replica still takes what comes"
+    ahead = [await bench.ask() for _ in range(2)]
+    late = bench.ask()
+    await bench.waiting(1)
+    assert bench.in_flight.of_replica("r0") == 3, "one runs, two are ready to; what is more waits here"
     lease.give_back()
-    new.give_back()
+    ahead.append(await late)
+    for one in ahead:
+        one.give_back()
+    bench.check()
+
+
+async def test_many_that_go_in_one_moment_are_passed_over() -> None:
+    bench = Bench()
+    bench.set("zero")
+    gone = [bench.ask() for _ in range(700)]
+    await bench.waiting(700)
+    for task in gone:
+        task.cancel()
+    bench.set("live", 1)
+    assert bench.in_flight.total == 0 and bench.activation.waiting("e")[0] == 0
+    await asyncio.gather(*gone, return_exceptions=True)
+    (await bench.ask()).give_back()
+    bench.check()
+
+
+async def test_one_that_waits_no_longer_is_promised_the_start() -> None:
+    bench = Bench()
+    bench.set("zero")
+    for hold_s in (0.0, 0.02):
+        with pytest.raises(ApiError) as caught:
+            await bench.ask(hold_s)
+        assert caught.value.body.code == "model_loading"
+        async with asyncio.timeout(2):
+            while bench.again_s == 0:  # noqa: ASYNC110 - looked at from outside
+                await asyncio.sleep(0)
+        assert bench.again_s == float(caught.value.headers["retry-after"])
+        bench.again_s = 0.0
+    bench.check()
+
+
+async def test_what_was_promised_to_a_busy_endpoint_wakes_nothing() -> None:
+    bench = Bench()
+    bench.set("live", 1)
+    leases = [await bench.ask() for _ in range(3)]
+    with pytest.raises(ApiError) as caught:
+        await bench.ask(0.0)
+    assert (caught.value.body.code, bench.wakes) == ("endpoint_saturated", 0)
+    for lease in leases:
+        lease.give_back()
     bench.check()
 
 

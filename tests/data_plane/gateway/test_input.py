@@ -164,6 +164,19 @@ def smuggling(key: str) -> dict[str, bytes]:
         "not http": b"\x16\x03\x01\x02\x00\x01\x00",
         "nul in header": start + host + b"X-A: a\x00b\r\nContent-Length: 2\r\n\r\n{}",
         "no target": b"GET\r\n\r\n",
+        "no host": start + b"Content-Length: 2\r\n\r\n{}",
+        "signed length": start + host + b"Content-Length: +2\r\n\r\n{}",
+        "hexadecimal length": start + host + b"Content-Length: 0x2\r\n\r\n{}",
+        "list of lengths": start + host + b"Content-Length: 2, 2\r\n\r\n{}",
+        "unknown coding": start + host + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        "two codings": start + host + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+        "hidden coding": start + host + b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+        "negative chunk": start + host + b"Transfer-Encoding: chunked\r\n\r\n-1\r\n{}\r\n0\r\n\r\n",
+        "prefixed chunk": start + host + b"Transfer-Encoding: chunked\r\n\r\n0x2\r\n{}\r\n0\r\n\r\n",
+        "chunk longer than said": start + host + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}}\r\n0\r\n\r\n",
+        "bare line feeds": start.replace(b"\r\n", b"\n") + b"Host: x\nContent-Length: 2\n\n{}",
+        "odd header name": start + host + b"X A: b\r\nContent-Length: 2\r\n\r\n{}",
+        "two keys": start + host + b"Authorization: Bearer x\r\nContent-Length: 2\r\n\r\n{}",
         "huge header": start + host + b"X-A: " + b"a" * 100_000 + b"\r\n\r\n",
     }
 
@@ -177,6 +190,7 @@ async def test_smuggling_is_refused(world: World, case: str) -> None:
     assert head.startswith((b"HTTP/1.1 400", b"HTTP/1.0 400", b"HTTP/1.1 431")), answer[:300]
     assert answer.count(b"HTTP/1.") == 1, "one request, one answer"
     assert json.loads(body)["error"]["message"]
+    assert b"missing_required" not in body, "it got as far as its body"
     assert b"x-request-id" in head.lower()
     assert runner.seen == []
 

@@ -213,7 +213,7 @@ def test_other_policies_are_for_comparing(policy: Any, seen: list[int]) -> None:
     asked = Asked(Chain((1, 2, 3), 1000))
     chosen: list[str] = []
     for _ in range(4):
-        choice = knowledge.choose("e", replicas, asked, 0.0, with_room=False)
+        choice = knowledge.choose("e", replicas, asked, 0.0)
         assert choice is not None and choice.reason == policy.replace("-", "_")
         lease = book.borrow("e", replicas[int(choice.replica_id[1])], choice.reason)
         knowledge.sent(lease, asked, choice.matched_tokens, 0.0)
@@ -230,7 +230,7 @@ def test_work_that_this_gateway_sent_counts_until_its_first_byte() -> None:
     knowledge.sent(lease, Asked(Chain((1, 2), 800)), 50, 0.0)
     candidate = knowledge.candidate("e", replica)
     assert (candidate.in_flight, candidate.pending_tokens, lease.prompt_tokens) == (1, 150, 200)
-    assert knowledge.choose("e", [replica], Asked(), 0.0, with_room=True) is None
+    assert knowledge.choose("e", [replica], Asked(), 0.0) is None
     lease.on_answer()
     assert candidate.pending_tokens == 0
     lease.give_back()

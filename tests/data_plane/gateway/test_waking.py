@@ -44,7 +44,7 @@ async def test_twenty_at_once_wake_once(world: World) -> None:
     assert all(int(headers["x-ebb-wake-ms"]) >= 50 for _, headers, _ in answers)
     assert world.control.most_wakes_in_flight == 1
     assert len(world.control.wakes) <= 2
-    assert runner.most_running <= 4, "waiters must be released at the pace of the slots"
+    assert runner.most_running <= 4 + 2, "waiters must be released at the pace of the slots, and a little ahead"
     async with world.post() as response:
         assert response.headers["x-ebb-cold-start"] == "0"
 
@@ -248,7 +248,7 @@ async def test_client_gone_in_the_moment_of_release(world: World) -> None:
     waiters = [asyncio.create_task(fetch(world)) for _ in range(10)]
     await eventually(lambda: world.gateway.activation.waiting("id-chat")[0] == 10)
     world.control.change("id-chat", state="live", replicas=(runner.route,))
-    await runner.until_running(1)
+    await runner.until_running(3)
     for waiter in waiters[::2]:
         waiter.cancel()
     done = await asyncio.gather(*waiters, return_exceptions=True)

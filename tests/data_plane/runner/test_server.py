@@ -12,6 +12,7 @@ import pytest
 
 from data_plane.runner.access import Access
 from data_plane.wire.keys import KeyRecord, Scope, new_key
+from data_plane.wire.names import USAGE_HEADER
 from tests.fakes.served import SCRIPT, TOKEN, Fake, events_of, fake_runner, until
 
 ROUTES = [
@@ -87,7 +88,7 @@ async def test_scopes_and_changed_keys(tmp_path: Path) -> None:
     ("path", "raw", "status", "param"),
     [
         ("/v1/completions", b"{", 400, None),
-        ("/v1/completions", b'{"prompt":"\xff"}', 400, None),
+        ("/v1/completions", b'{"prompt":"\xff"}', 400, "prompt"),
         ("/v1/completions", b'{"prompt":"x","n":99}', 400, "n"),
         ("/v1/completions", b'{"prompt":""}', 400, "prompt"),
         ("/v1/completions", b'{"prompt":[99999]}', 400, "prompt"),
@@ -143,6 +144,18 @@ async def test_the_shape_of_a_stream(fake: Fake) -> None:
     last: Any = chunks[-1]["choices"]
     assert first[0]["delta"] == {"role": "assistant", "content": ""} and first[0]["finish_reason"] is None
     assert last[0]["delta"] == {} and last[0]["finish_reason"] == "length"
+
+
+async def test_a_stream_ends_with_its_usage_as_a_comment_where_a_gateway_asks(fake: Fake) -> None:
+    raw = b'{"messages":[{"role":"user","content":"x"}],"max_tokens":5,"stream":true,'
+    raw += b'"stream_options":{"include_usage":true}}'
+    plain = (await _ask(fake, "POST", "/v1/chat/completions", data=raw))[2]
+    asking = {**fake.headers, USAGE_HEADER: "1"}
+    told = (await _ask(fake, "POST", "/v1/chat/completions", data=raw, headers=asking))[2]
+    assert b": usage" not in plain
+    usage: Any = [event for event in events_of(plain.decode()) if isinstance(event, dict)][-1]["usage"]
+    comment = f"\n\n: usage {usage['prompt_tokens']} {usage['completion_tokens']}\n\ndata: [DONE]\n\n"
+    assert told.endswith(comment.encode())
 
 
 async def test_tokenizer_routes(fake: Fake) -> None:
