@@ -33,7 +33,7 @@ def read_settings(path: Path | None) -> ReplicaSettings:
     """The settings in a file, or those that Ebb brings. Raises SimulationError where they cannot be used."""
     name = str(path) if path else "replica.toml"
     try:
-        text = (path or files(__package__) / "replica.toml").read_text(encoding="utf-8")
+        text = (path or files("control_plane.simulator") / "replica.toml").read_text(encoding="utf-8")
         settings = msgspec.convert(tomllib.loads(text), ReplicaSettings)
     except OSError as error:
         raise SimulationError(f"The settings {name} cannot be read: {error.strerror}.") from error

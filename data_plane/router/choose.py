@@ -10,7 +10,7 @@ from math import inf
 from data_plane.router.prefixes import Held
 from data_plane.router.ring import ring_of
 
-AFFINITY = 15.0
+AFFINITY = 25.0
 """A conversation is kept to the replica that holds it unless another would begin with it earlier by this many times
 what holding it saves, on top of the once that it saves this request: computing it again also takes the time of those
 who come after, and the blocks of those who were there. For what many prompts begin with it is 0: wherever it is

@@ -233,17 +233,6 @@ class PrefixIndex:
             self._next.popitem(last=False)
         return before != by
 
-    def _common(self, chain: Sequence[int], high: int, bits: int) -> int:
-        """How many leading chunks all of these hold."""
-        get, low = self._masks.get, 0
-        while high - low > 1:
-            middle = (low + high) >> 1
-            if get(chain[middle], 0) & bits == bits:
-                low = middle
-            else:
-                high = middle
-        return low + 1
-
     def known(self, replica_id: str) -> int:
         """How many chunks the replica is known to hold, without those only expected."""
         replica = self._replicas.get(replica_id)

@@ -69,6 +69,10 @@ def test_what_cannot_be_used_is_told_in_a_sentence(run: Run, tmp_path: Path, mon
     assert (result.code, "cannot be read" in result.err) == (1, True)
     result = run("--policies", "ebb,magic")
     assert (result.code, "magic is no policy" in result.err) == (2, True)
-    monkeypatch.setattr(simulate, "find_spec", lambda _name: None)
+
+    def finds_nothing(_name: str) -> None:
+        return None
+
+    monkeypatch.setattr(simulate, "find_spec", finds_nothing)
     result = run("--plot", str(tmp_path / "plot.png"))
     assert (result.code, "pip install matplotlib" in result.err) == (1, True)
