@@ -24,7 +24,9 @@ class Ring:
         """Every member once, in the order in which this key prefers them."""
         start = bisect_right(self._hashes, _hash(key))
         seen: set[str] = set()
-        for member in (*self._members[start:], *self._members[:start]):
+        members = self._members
+        for at in range(start - len(members), start):  # negative places count from the end: once around
+            member = members[at]
             if member not in seen:
                 seen.add(member)
                 yield member

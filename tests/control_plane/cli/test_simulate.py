@@ -71,7 +71,7 @@ def test_what_cannot_be_used_is_told_in_a_sentence(run: Run, tmp_path: Path, mon
     assert (result.code, "magic is no policy" in result.err) == (2, True)
 
     def finds_nothing(_name: str) -> None:
-        """No such module."""
+        return None
 
     monkeypatch.setattr(simulate, "find_spec", finds_nothing)
     result = run("--plot", str(tmp_path / "plot.png"))
