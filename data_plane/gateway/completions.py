@@ -85,7 +85,8 @@ class Completions:
         hold_s = exchange.hold_s(self._settings.hold.default_hold_s)
         parsed = parse(raw)
         route = endpoint_for(self._table, exchange, route, parsed.model)
-        body = encode(msgspec.structs.replace(parsed, model=route.name))
+        # whose request it is says where it goes; a runner has no use for it
+        body = encode(msgspec.structs.replace(parsed, model=route.name, user=None, prompt_cache_key=None))
         session = exchange.session or parsed.prompt_cache_key or parsed.user
         asked = Asked(chain_of(parsed, exchange.tenant), session)
         call = Call(exchange, route, path, body, bool(parsed.stream), exchange.arrived + hold_s, asked)

@@ -14,9 +14,9 @@ from tests.fakes.executor import FakeExecutor
 SIZE = 4
 
 
-def engine_of(num_blocks: int, **changes: int) -> Engine:
+def engine_of(num_blocks: int) -> Engine:
     config = EngineConfig(
-        max_model_len=64, max_num_seqs=3, max_num_batched_tokens=16, block_size=SIZE, num_blocks=num_blocks, **changes
+        max_model_len=64, max_num_seqs=3, max_num_batched_tokens=16, block_size=SIZE, num_blocks=num_blocks
     )
     executor = MemoryExecutor(num_blocks, SIZE)
     return Engine(config, executor, clock=executor.clock)
