@@ -123,7 +123,7 @@ prompts = st.builds(
 )
 
 
-@given(st.integers(9, 30), st.lists(st.tuples(prompts, st.integers(0, 8), st.booleans()), max_size=14))
+@given(st.integers(11, 30), st.lists(st.tuples(prompts, st.integers(0, 8), st.booleans()), max_size=14))
 @settings(max_examples=150, deadline=None)
 def test_what_is_held_is_found(num_blocks: int, asked: list[tuple[list[int], int, bool]]) -> None:
     """Whatever came, together or one after another: of every prompt the leading blocks held are those found."""
