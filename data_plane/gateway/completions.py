@@ -73,9 +73,9 @@ class Completions:
         hold_s = exchange.hold_s(self._settings.hold.default_hold_s)
         parsed = parse(raw)
         route = endpoint_for(self._table, exchange, route, parsed.model)
-        asked = msgspec.structs.replace(
-            parsed, model=route.name, priority=self._admission.rank(exchange, parsed) or None
-        )
+        rank = self._admission.rank(exchange, parsed) or None
+        # whose request it is says where it goes; a runner has no use for it
+        asked = msgspec.structs.replace(parsed, model=route.name, priority=rank, user=None, prompt_cache_key=None)
         body = with_seed(asked)
         session = exchange.session or parsed.prompt_cache_key or parsed.user
         aim = Asked(chain_of(parsed, exchange.tenant), session)

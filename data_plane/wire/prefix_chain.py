@@ -115,6 +115,9 @@ def pieces_of(request: ChatRequest) -> list[Piece]:
         role = "system" if message.role == "developer" else message.role
         is_system = role == "system"
         mark = (role, message.name or "", message.tool_call_id or "")
+        if isinstance(message.content, list) and (others := [part for part in message.content if part.type != "text"]):
+            # wherever it stands in the message, all of its text may look different for it
+            mark = (*mark, _json(others))
         pieces.append(Piece(message.text, mark, index, True, is_system))
         for name, value in _extras(message):
             pieces.append(Piece(_json(value), (name,), index, False, is_system))
@@ -124,8 +127,6 @@ def pieces_of(request: ChatRequest) -> list[Piece]:
 def _extras(message: Message) -> list[tuple[str, Any]]:
     """What a message holds beside its text."""
     extras: list[tuple[str, Any]] = []
-    if isinstance(message.content, list) and (others := [part for part in message.content if part.type != "text"]):
-        extras.append(("parts", others))
     if message.tool_calls:
         extras.append(("tool_calls", message.tool_calls))
     if message.function_call:

@@ -14,14 +14,9 @@ from tests.fakes.executor import FakeExecutor
 SIZE = 4
 
 
-def engine_of(num_blocks: int, enable_prefix_caching: bool = True) -> Engine:
+def engine_of(num_blocks: int) -> Engine:
     config = EngineConfig(
-        max_model_len=64,
-        max_num_seqs=3,
-        max_num_batched_tokens=16,
-        block_size=SIZE,
-        num_blocks=num_blocks,
-        enable_prefix_caching=enable_prefix_caching,
+        max_model_len=64, max_num_seqs=3, max_num_batched_tokens=16, block_size=SIZE, num_blocks=num_blocks
     )
     executor = MemoryExecutor(num_blocks, SIZE)
     return Engine(config, executor, clock=executor.clock)
@@ -128,7 +123,7 @@ prompts = st.builds(
 )
 
 
-@given(st.integers(9, 30), st.lists(st.tuples(prompts, st.integers(0, 8), st.booleans()), max_size=14))
+@given(st.integers(11, 30), st.lists(st.tuples(prompts, st.integers(0, 8), st.booleans()), max_size=14))
 @settings(max_examples=150, deadline=None)
 def test_what_is_held_is_found(num_blocks: int, asked: list[tuple[list[int], int, bool]]) -> None:
     """Whatever came, together or one after another: of every prompt the leading blocks held are those found."""

@@ -151,7 +151,7 @@ async def test_a_request_goes_where_its_beginning_is_and_everybody_is_told(world
             told = dict(part.split("=") for part in response.headers["x-ebb-route"].split("; "))
             assert told["replica"] == "r2" and int(told["matched"]) > 300, told
             reason = told["reason"]
-    assert not first.seen and second.seen[0].body["user"] == "ann"
+    assert not first.seen and "user" not in second.seen[0].body
     async with world.get("/routes/recent") as response:
         assert response.status == 403
     reader = world.control.add_key("read")

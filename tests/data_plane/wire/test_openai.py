@@ -167,10 +167,12 @@ def test_malformed_bodies(raw: bytes, code: str) -> None:
 
 
 def test_what_is_accepted_and_ignored_is_not_forwarded() -> None:
-    ignored = {"user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "parallel_tool_calls": True}
-    ignored |= {"prompt_cache_key": "k", "safety_identifier": "s", "reasoning_effort": "low", "verbosity": "low"}
+    ignored = {"metadata": {"a": "b"}, "store": True, "service_tier": "auto", "parallel_tool_calls": True}
+    ignored |= {"safety_identifier": "s", "reasoning_effort": "low", "verbosity": "low"}
     request = parse_chat(json.dumps({"messages": MESSAGES, "stop": None, "n": None} | ignored).encode())
     assert json.loads(encode(request)) == {"messages": MESSAGES}
+    named = parse_chat(json.dumps({"messages": MESSAGES, "user": "u", "prompt_cache_key": "k"}).encode())
+    assert (named.user, named.prompt_cache_key) == ("u", "k")
 
 
 def test_the_forms_of_a_prompt() -> None:
