@@ -1,6 +1,7 @@
 """One gateway, put together: the only file here that knows every part. Stateless but for what it was last sent."""
 
 import asyncio
+import sys
 from collections.abc import Coroutine
 from typing import Any
 
@@ -16,6 +17,7 @@ from data_plane.gateway.demand import Demand, DemandReporter
 from data_plane.gateway.exchange import Exchange
 from data_plane.gateway.listing import Listing
 from data_plane.gateway.metrics import EndpointGauges, Metrics
+from data_plane.gateway.request_log import RequestLog
 from data_plane.gateway.server import GatewayServer, Route
 from data_plane.gateway.settings import GatewaySettings
 from data_plane.gateway.state import StateFollower
@@ -41,6 +43,7 @@ class Gateway:
         self._runners = RunnerClient(settings.runner)
         self.activation = Activation(self.table, self.in_flight, self._wake, settings.hold)
         self.metrics = Metrics(self._books)
+        self._request_log = RequestLog(sys.stderr)
         self.server = GatewayServer(
             self._routes(), self.auth, settings.most_body_bytes, lambda: self.table.received, self._on_end
         )
@@ -81,6 +84,7 @@ class Gateway:
         await self._runner.cleanup()
         await self._runners.close()
         await self._control.close()
+        self._request_log.flush()
         _log.info("gateway_stopped")
 
     def check(self) -> None:
@@ -145,37 +149,25 @@ class Gateway:
         return rows
 
     def _on_end(self, exchange: Exchange) -> None:
-        """Count and log a request: who, where, how long, how it ended; never what was said."""
+        """Count and log a request."""
         if exchange.route in ("/healthz", "/readyz", "/metrics"):
             return
         seconds = asyncio.get_running_loop().time() - exchange.arrived
         self._measure(exchange, seconds)
-        _log.info(
-            "request",
-            request_id=exchange.request_id,
-            route=exchange.route,
-            endpoint=exchange.endpoint,
-            replica=exchange.replica,
-            status=exchange.status,
-            outcome=exchange.outcome,
-            code=exchange.code,
-            tries=exchange.tries,
-            held_ms=round((exchange.held_s or 0.0) * 1000),
-            ms=round(seconds * 1000),
-        )
+        self._request_log.note(exchange, seconds)
 
     def _measure(self, exchange: Exchange, seconds: float) -> None:
         metrics, endpoint = self.metrics, exchange.endpoint
-        metrics.requests.labels(exchange.model, endpoint, str(exchange.status), exchange.outcome).inc()
+        metrics.of(metrics.requests, exchange.model, endpoint, str(exchange.status), exchange.outcome).inc()
         if exchange.outcome == "cancelled":
             metrics.cancellations.labels("running" if exchange.replica else "waiting").inc()
         if exchange.code and not exchange.replica:
             metrics.rejections.labels(exchange.code).inc()
         if not endpoint:
             return
-        metrics.request_seconds.labels(endpoint).observe(seconds)
+        metrics.of(metrics.request_seconds, endpoint).observe(seconds)
         if exchange.first_byte_s is not None:
-            metrics.first_byte_seconds.labels(endpoint).observe(exchange.first_byte_s)
+            metrics.of(metrics.first_byte_seconds, endpoint).observe(exchange.first_byte_s)
         if exchange.held_s is not None:
             metrics.queue_wait_seconds.labels(endpoint).observe(exchange.held_s)
             metrics.cold_starts.labels(endpoint, exchange.outcome).inc()

@@ -96,6 +96,9 @@ class Exchange:
         if self.request.headers.get("Expect", "").lower() == "100-continue":
             await self.request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.request.writer.output_size = 0  # the interim answer is not the beginning of the answer
+        content = self.request.content
+        if content.is_eof() and length is not None:  # all of it came with the head: nothing to wait for
+            return content.read_nowait()
         try:
             async with asyncio.timeout(timeout_s):
                 return await self.request.read()
