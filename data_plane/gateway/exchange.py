@@ -5,7 +5,7 @@ Knows nothing of routes or runners.
 
 import asyncio
 import re
-import uuid
+import secrets
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -45,7 +45,7 @@ class Exchange:
     def begin(cls, request: web.BaseRequest) -> "Exchange":
         """A valid incoming request id is kept; every other request gets a new one."""
         given = request.headers.get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
         return cls(request, request_id, asyncio.get_running_loop().time())
 
     def hold(self) -> None:

@@ -106,12 +106,7 @@ class AnswerReader:
         pieces: list[bytes] = []
         at, size, left = 0, len(data), self._left
         while at < size:
-            if left > 0:
-                piece = data[at : at + left]
-                pieces.append(piece)
-                at += len(piece)
-                left -= len(piece)
-            elif left == _SIZE:
+            if left == _SIZE:
                 end = data.find(b"\r\n", at, at + _MOST_SIZE_LINE)
                 if end < 0:
                     if size - at >= _MOST_SIZE_LINE:
@@ -119,6 +114,15 @@ class AnswerReader:
                     break
                 left = _chunk_size(data[at:end]) or _LAST
                 at = end + 2
+                if 0 < left <= size - at - 2 and data[at + left : at + left + 2] == b"\r\n":
+                    pieces.append(data[at : at + left])  # all of a chunk is here, as it nearly always is
+                    at += left + 2
+                    left = _SIZE
+            elif left > 0:
+                piece = data[at : at + left]
+                pieces.append(piece)
+                at += len(piece)
+                left -= len(piece)
             else:
                 if size - at < 2:
                     break

@@ -1,4 +1,4 @@
-"""`python -m data_plane.bench gateway`: finite figures of a real gateway in a tiny run, and sentences for what fails."""
+"""`python -m data_plane.bench gateway`: finite figures of a real gateway in a tiny run, sentences for what fails."""
 
 import json
 import math
