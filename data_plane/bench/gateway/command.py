@@ -41,17 +41,17 @@ class Bench:
         self._direct = direct
         self._targets = [direct, *targets]
         self._watched = {each.name: Watched.behind(each.address[1]) for each in self._targets}
-        self._events = 0
+        self._events: dict[str, int] = {}
         self.summaries = {each.name: Summary(each.name) for each in self._targets}
 
     async def run(self) -> list[Summary]:
         """All rounds, then the soak. Raises TargetDown where a target does not answer as it should."""
         for target in self._targets:
             await ask_once(target, stream=False)
-            seen = (await ask_once(target, stream=True)).events
-            self._events = self._events or seen
-            if seen != self._events:
-                raise TargetDown(f"{target.name} streamed {seen} events, the replica itself {self._events}.")
+            # some servers write streams anew, with events of their own: each is held to what it did at first
+            self._events[target.name] = (await ask_once(target, stream=True)).events
+            if self._events[target.name] < 2:
+                raise TargetDown(f"{target.name} did not stream an answer that was asked for as a stream.")
             await self._warm(target)
         for target in self._targets:
             self.summaries[target.name].rss_before_mb = self._rss_mb(target)
@@ -68,13 +68,13 @@ class Bench:
 
     async def _warm(self, target: Target) -> None:
         for stream in (False, True):
-            await closed_loop(target, stream, self._plan.connections, min(1.0, self._plan.duration_s), self._events)
+            await closed_loop(target, stream, self._plan.connections, min(1.0, self._plan.duration_s), self._of(target))
 
     async def _round(self, target: Target) -> Round:
         plan, figures = self._plan, Round()
         if plan.rate > 0:
             pair = [self._direct] if target is self._direct else [self._direct, target]
-            taken = await alternate(pair, True, plan.rate, plan.duration_s, self._events)
+            taken = await alternate(pair, True, plan.rate, plan.duration_s, [self._of(each) for each in pair])
             figures.errors += taken[-1].errors
             if all(each.seconds for each in taken):
                 p50s = [percentile(each.seconds, 0.50) * 1000 for each in taken]
@@ -93,7 +93,7 @@ class Bench:
     async def _load(self, target: Target, stream: bool) -> tuple[Carried, float | None]:
         watched = self._watched[target.name]
         before = watched.cost()
-        carried = await closed_loop(target, stream, self._plan.connections, self._plan.duration_s, self._events)
+        carried = await closed_loop(target, stream, self._plan.connections, self._plan.duration_s, self._of(target))
         after = watched.cost()
         if before is None or after is None or not carried.answers:
             return carried, None
@@ -106,12 +106,15 @@ class Bench:
         for part in range(SOAK_PARTS):
             _say(f"soak of {target.name}: part {part + 1} of {SOAK_PARTS}")
             for stream in (False, True):
-                carried = await closed_loop(target, stream, self._plan.connections, 600, self._events, each)
+                carried = await closed_loop(target, stream, self._plan.connections, 600, self._of(target), each)
                 soak.requests += carried.answers
                 soak.seconds += carried.seconds
                 soak.errors += carried.errors
             soak.rss_mb.append(self._rss_mb(target) or 0.0)
         return soak
+
+    def _of(self, target: Target) -> int:
+        return self._events[target.name]
 
     def _rss_mb(self, target: Target) -> float | None:
         cost = self._watched[target.name].cost()

@@ -121,10 +121,10 @@ class OpenLoop:
 
 
 async def alternate(
-    targets: list[Target], stream: bool, rate: float, duration_s: float, events: int, connections: int = 256
+    targets: list[Target], stream: bool, rate: float, duration_s: float, events: list[int], connections: int = 256
 ) -> list[FirstBytes]:
     """`rate` requests a second to each of the targets, turn by turn, so that all see the same machine."""
-    loops = [OpenLoop(target, stream, events) for target in targets]
+    loops = [OpenLoop(target, stream, count) for target, count in zip(targets, events, strict=True)]
     for each in loops:
         await each.prepare(connections)
     gap = 1 / (rate * len(loops))
