@@ -1,8 +1,8 @@
 """Connections to runners: one request at a time on each, kept for the next one while they are fresh.
 
-Ours rather than aiohttp's client because this is what a gateway does most. CPU of a request on an EPYC of 2 GHz, with a
-stub that answers at once: a whole answer 275 us there and 88 here, a stream of 65 events 2.8 ms there and 0.9 here (most
-of that by gathering). Knows nothing of what is asked or answered, nor of which runner is asked.
+Ours rather than the client of aiohttp because this is what a gateway does most. CPU of a request on an EPYC of 2 GHz,
+with a stub that answers at once: a whole answer 275 us there and 88 here, a stream of 65 events 2.8 ms there and 0.9
+here (most of that by gathering). Knows nothing of what is asked or answered, nor of which runner is asked.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The line of a request in the log: valid JSON whatever stands in it, in the shape of all others, not lost at the end."""
+"""The line of a request in the log: valid JSON whatever stands in it, shaped as all others, not lost at the end."""
 
 import asyncio
 import io
