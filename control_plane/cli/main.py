@@ -6,7 +6,21 @@ from collections.abc import Callable
 
 import typer
 
-from control_plane.cli import bench, chat, doctor, endpoints, jobs, keys, logs, models, nodes, simulate, status, up
+from control_plane.cli import (
+    bench,
+    bench_gateway,
+    chat,
+    doctor,
+    endpoints,
+    jobs,
+    keys,
+    logs,
+    models,
+    nodes,
+    simulate,
+    status,
+    up,
+)
 from control_plane.cli.errors import CliError
 from control_plane.cli.options import examples_of
 from control_plane.cli.output import stderr
@@ -58,6 +72,14 @@ _add("events", ENDPOINTS, logs.events, "ebb events", "ebb events -f --subject ch
 _add("rm", ENDPOINTS, endpoints.rm, "ebb rm chat")
 _add("nodes", ACCESS, nodes.nodes, "ebb nodes", "ebb nodes -o json")
 app.add_typer(keys.app, name="keys", rich_help_panel=ACCESS)
+bench.app.command(
+    "gateway",
+    epilog=examples_of(
+        "ebb bench gateway",
+        "ebb bench gateway --stub-only --stub-ports 9101,9102",
+        "ebb bench gateway --stub http://127.0.0.1:9101,http://127.0.0.1:9102 --peer other=http://127.0.0.1:30000",
+    ),
+)(bench_gateway.gateway)
 app.add_typer(bench.app, name="bench", rich_help_panel=ACCESS)
 app.add_typer(simulate.app, name="simulate", rich_help_panel=ACCESS)
 

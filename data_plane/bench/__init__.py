@@ -1,1 +1,1 @@
-"""Measures the engine by itself, in a process of its own: no HTTP, no text, no torch where the native path serves."""
+"""Measures parts by themselves, each in its own process: the engine without HTTP, the gateway without an engine."""

@@ -1,6 +1,7 @@
 """One gateway, put together: the only file here that knows every part. Stateless but for what it was last sent."""
 
 import asyncio
+import sys
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -25,6 +26,7 @@ from data_plane.gateway.listing import Listing
 from data_plane.gateway.metrics import EndpointGauges, Metrics
 from data_plane.gateway.recent import MOST as MOST_RECENT
 from data_plane.gateway.recent import RecentRequests, RequestRecord
+from data_plane.gateway.request_log import RequestLog
 from data_plane.gateway.server import GatewayServer, Route
 from data_plane.gateway.settings import GatewaySettings
 from data_plane.gateway.state import StateFollower
@@ -64,6 +66,7 @@ class Gateway:
             settings.vitals,
         )
         self.attempts = Attempts(self.activation, self._runners, self.vitals, self.metrics, self._num_replicas)
+        self._request_log = RequestLog(sys.stderr)
         self.server = GatewayServer(
             self._routes(), self.auth, settings.most_body_bytes, lambda: self.table.received, self._on_end
         )
@@ -106,6 +109,7 @@ class Gateway:
         await self._runner.cleanup()
         await self._runners.close()
         await self._control.close()
+        self._request_log.flush()
         _log.info("gateway_stopped")
 
     def check(self) -> None:
@@ -195,30 +199,17 @@ class Gateway:
         seconds = asyncio.get_running_loop().time() - exchange.arrived
         self._measure(exchange, seconds)
         self._record(exchange, seconds)
-        _log.info(
-            "request",
-            request_id=exchange.request_id,
-            route=exchange.route,
-            endpoint=exchange.endpoint,
-            replica=exchange.replica,
-            chosen=exchange.lease.reason if exchange.lease else None,
-            matched_tokens=exchange.lease.matched_tokens if exchange.lease else None,
-            status=exchange.status,
-            outcome=exchange.outcome,
-            code=exchange.code,
-            tries=exchange.tries,
-            held_ms=round((exchange.held_s or 0.0) * 1000),
-            ms=round(seconds * 1000),
-        )
+        self._request_log.note(exchange, seconds)
 
     def _record(self, exchange: Exchange, seconds: float) -> None:
         if not (exchange.endpoint and exchange.route in ("/v1/chat/completions", "/v1/completions")):
             return
         lease = exchange.lease
         if lease is not None:
-            self.metrics.routes.labels(exchange.endpoint, lease.reason).inc()
-            self.metrics.prompt_tokens.labels(exchange.endpoint).inc(lease.prompt_tokens)
-            self.metrics.matched_tokens.labels(exchange.endpoint).inc(lease.matched_tokens)
+            metrics = self.metrics
+            metrics.of(metrics.routes, exchange.endpoint, lease.reason).inc()
+            metrics.of(metrics.prompt_tokens, exchange.endpoint).inc(lease.prompt_tokens)
+            metrics.of(metrics.matched_tokens, exchange.endpoint).inc(lease.matched_tokens)
         record = RequestRecord(
             time.time() - seconds,
             exchange.request_id,
@@ -235,16 +226,16 @@ class Gateway:
 
     def _measure(self, exchange: Exchange, seconds: float) -> None:
         metrics, endpoint = self.metrics, exchange.endpoint
-        metrics.requests.labels(exchange.model, endpoint, str(exchange.status), exchange.outcome).inc()
+        metrics.of(metrics.requests, exchange.model, endpoint, str(exchange.status), exchange.outcome).inc()
         if exchange.outcome == "cancelled":
             metrics.cancellations.labels("running" if exchange.replica else "waiting").inc()
         if exchange.reason and not exchange.replica:
             metrics.rejections.labels(exchange.reason).inc()
         if not endpoint:
             return
-        metrics.request_seconds.labels(endpoint).observe(seconds)
+        metrics.of(metrics.request_seconds, endpoint).observe(seconds)
         if exchange.first_byte_s is not None:
-            metrics.first_byte_seconds.labels(endpoint).observe(exchange.first_byte_s)
+            metrics.of(metrics.first_byte_seconds, endpoint).observe(exchange.first_byte_s)
         if exchange.held_s is not None:
             metrics.queue_wait_seconds.labels(endpoint).observe(exchange.held_s)
         if exchange.held_s is not None and exchange.is_cold:

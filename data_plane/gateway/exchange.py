@@ -5,7 +5,7 @@ Knows nothing of routes or runners.
 
 import asyncio
 import re
-import uuid
+import secrets
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -57,7 +57,7 @@ class Exchange:
     def begin(cls, request: web.BaseRequest) -> "Exchange":
         """A valid incoming request id is kept; every other request gets a new one."""
         given = request.headers.get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
         return cls(request, request_id, asyncio.get_running_loop().time())
 
     def hold(self, is_cold: bool) -> None:
@@ -123,6 +123,9 @@ class Exchange:
         if self.request.headers.get("Expect", "").lower() == "100-continue":
             await self.request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.request.writer.output_size = 0  # the interim answer is not the beginning of the answer
+        content = self.request.content
+        if content.is_eof() and length is not None:  # all of it came with the head: nothing to wait for
+            return content.read_nowait()
         try:
             async with asyncio.timeout(timeout_s):
                 return await self.request.read()

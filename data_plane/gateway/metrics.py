@@ -5,6 +5,7 @@ Gauges are read off the live books when they are scraped, so they cannot drift f
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -42,11 +43,15 @@ class _Books(Collector):
             yield family
 
 
+_M = TypeVar("_M", Counter, Histogram)
+
+
 class Metrics:
     """All metrics of one gateway."""
 
     def __init__(self, books: Callable[[], list[EndpointGauges]]) -> None:
         self._registry = registry = CollectorRegistry()
+        self._children: dict[tuple[Any, ...], Any] = {}
         registry.register(_Books(books))
         self.requests = Counter(
             "ebb_gateway_requests", "Requests answered.", ["model", "endpoint", "code", "outcome"], registry=registry
@@ -66,6 +71,14 @@ class Metrics:
         self.interrupted = _counter(registry, "stream_interrupted", "Streams that lost their replica.", "endpoint")
         self.resumed = _counter(registry, "streams_resumed", "Streams that another replica went on with.", "endpoint")
         self.poisonous = _counter(registry, "poisonous", "Requests that two replicas died of.", "endpoint")
+
+    def of(self, metric: _M, *labels: str) -> _M:
+        """The metric of these labels, remembered: looking it up takes a lock, and longer than counting does."""
+        key = (metric, *labels)
+        found: _M | None = self._children.get(key)
+        if found is None:
+            found = self._children[key] = metric.labels(*labels)
+        return found
 
     def render(self) -> bytes:
         """The text exposition."""

@@ -46,6 +46,7 @@ class _Connection(web.RequestHandler):
     client that begins a request's head and does not end it."""
 
     _has_request = False
+    _head_since: float | None = None
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -54,29 +55,41 @@ class _Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if not self._has_request and self._head_timer is None:
+        if not self._has_request and self._head_since is None:
             self._await_head()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._stop_waiting()
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
         super().connection_lost(exc)
 
     def begin(self) -> None:
         """A request's head has come."""
         self._has_request = True
-        self._stop_waiting()
+        self._head_since = None
 
     def end(self) -> None:
         """It is answered. Until the next one's first byte, keep-alive has its own limit."""
         self._has_request = False
 
     def _await_head(self) -> None:
-        self._head_timer = asyncio.get_running_loop().call_later(HEAD_TIMEOUT_S, self.force_close)
+        """One timer serves all requests of a connection: most heads come whole, and setting a timer is not free."""
+        loop = asyncio.get_running_loop()
+        self._head_since = loop.time()
+        if self._head_timer is None:
+            self._head_timer = loop.call_later(HEAD_TIMEOUT_S, self._check_head)
 
-    def _stop_waiting(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    def _check_head(self) -> None:
+        self._head_timer = None
+        if self._head_since is None:
+            return
+        loop = asyncio.get_running_loop()
+        left_s = self._head_since + HEAD_TIMEOUT_S - loop.time()
+        if left_s <= 0.001:
+            self.force_close()
+        else:
+            self._head_timer = loop.call_later(left_s, self._check_head)
 
     def handle_error(
         self,

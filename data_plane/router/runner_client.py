@@ -3,13 +3,13 @@
 Knows nothing of choosing a replica, of waking one, or of the client on the other side.
 """
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import aiohttp
 import msgspec
 
+from data_plane.router.connections import Connection, ConnectionLost, Pool
+from data_plane.router.http1 import Head
 from data_plane.router.sse import EventCutter
 from data_plane.wire.errors import ErrorEnvelope
 from data_plane.wire.resume import DRAINING_CODE, ENGINE_DEAD_CODE, RESUMABLE_HEADER
@@ -52,15 +52,19 @@ class Timeouts:
 class Upstream:
     """A runner's answer, begun. `body` is the whole of it unless it is a stream, which is read by `read_events`."""
 
-    def __init__(self, response: aiohttp.ClientResponse, body: bytes | None, first: bytes, cutter: EventCutter) -> None:
-        self.status = response.status
-        self.headers = {name: response.headers[name] for name in PASSED_BACK if name in response.headers}
+    def __init__(
+        self, pool: Pool, connection: Connection, head: Head, body: bytes | None, first: bytes, cutter: EventCutter
+    ) -> None:
+        self.status = head.status
+        self.headers = {name: head.headers[name] for name in PASSED_BACK if name in head.headers}
         self.body = body
-        self.is_marked = RESUMABLE_HEADER in response.headers
+        self.is_marked = RESUMABLE_HEADER in head.headers
         """Whether the events carry what another replica needs to go on (`wire.resume`)."""
-        self._response = response
+        self._pool = pool
+        self._connection = connection
         self._first = first
         self._cutter = cutter
+        self._closed = False
 
     @property
     def is_stream(self) -> bool:
@@ -83,39 +87,35 @@ class Upstream:
         cutter = self._cutter
         try:
             while not cutter.done:
-                chunk = await self._response.content.readany()
+                chunk = await self._connection.read()
                 if not chunk:
                     break
                 whole = cutter.feed(chunk)
                 if whole:
                     return whole
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+        except (ConnectionLost, ValueError) as error:
             # After its own error event a runner may close however it likes: the client was told.
             if not cutter.failed:
-                raise StreamLost(f"the connection broke: {_words(error)}") from error
+                raise StreamLost(str(error)) from error
         if not (cutter.done or cutter.failed):
             raise StreamLost("it stopped before its end")
-        await self._finish()
         return b""
 
-    async def _finish(self) -> None:
-        """The answer is complete; read the connection's end too, so that it can be used again."""
-        try:
-            async with asyncio.timeout(FINISH_TIMEOUT_S):
-                while not self._response.content.at_eof():
-                    await self._response.content.readany()
-        except (aiohttp.ClientError, OSError, TimeoutError):  # then it is closed instead: the client has everything
-            self._response.close()
-
     def close(self) -> None:
-        """Let the connection go: back to the pool where the answer was read to its end, else closed at once.
+        """Let the connection go: back to the pool where the answer has come to its end, else closed at once.
 
         A runner that sees its connection close aborts the request.
         """
-        if self._response.content.at_eof():
-            self._response.release()
+        if self._closed:
+            return
+        self._closed = True
+        if self._connection.complete:
+            self._pool.give_back(self._connection)
+        elif self._cutter.done and self._connection.is_open:
+            # only the end of the body is missing: the client need not wait for that, and the connection is good
+            self._connection.linger(self._pool, FINISH_TIMEOUT_S)
         else:
-            self._response.close()
+            self._connection.abort()
 
 
 class RunnerClient:
@@ -123,20 +123,12 @@ class RunnerClient:
 
     def __init__(self, timeouts: Timeouts | None = None) -> None:
         timeouts = timeouts or Timeouts()
-        self._session = aiohttp.ClientSession(
-            # 15 s is well below what runners keep idle connections for, so a reused one is never just closing
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect_s, sock_read=timeouts.silence_s),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-            skip_auto_headers=("User-Agent", "Accept-Encoding"),
-            read_bufsize=1 << 17,
-        )
+        self._timeouts = timeouts
+        self._pool = Pool(timeouts.connect_s, timeouts.silence_s)
 
     async def close(self) -> None:
         """Close the pool."""
-        await self._session.close()
+        self._pool.close()
 
     async def open(
         self, replica: ReplicaRoute, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
@@ -145,49 +137,66 @@ class RunnerClient:
 
         `headers` are sent as they are, with the launch's token added. Raises Unreachable, Draining or RunnerLost.
         """
-        headers = {**headers, "Authorization": f"Bearer {replica.token}"}
         try:
-            response = await self._session.request(
-                method, replica.url.rstrip("/") + path, data=body, headers=headers, allow_redirects=False
-            )
-        except aiohttp.ClientConnectorError as error:
-            raise Unreachable(_words(error)) from error
-        except aiohttp.ServerTimeoutError as error:
-            kind = Unreachable if isinstance(error, aiohttp.ConnectionTimeoutError) else RunnerLost
-            raise kind(_words(error)) from error
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise RunnerLost(_words(error)) from error
+            address = self._pool.address(replica.url)
+            connection = await self._pool.take(address)
+        except TimeoutError as error:
+            raise Unreachable(f"no connection within {self._timeouts.connect_s:.1f} s") from error
+        except (OSError, ValueError) as error:
+            raise Unreachable(str(error)) from error
         try:
-            return await self._begin(response)
+            start = f"{method} {address.prefix}{path} HTTP/1.1"
+            connection.send(request_bytes(start, address.host_header, replica.token, headers, body))
+            return await self._begin(connection)
         except BaseException:  # a cancelled request must close its connection, or the runner works on
-            response.close()
+            connection.abort()
             raise
 
-    async def _begin(self, response: aiohttp.ClientResponse) -> Upstream:
+    async def _begin(self, connection: Connection) -> Upstream:
         cutter = EventCutter()
         try:
-            if response.status == 200 and response.content_type == "text/event-stream":
+            head = await connection.head()
+            if head.status == 200 and head.content_type == "text/event-stream":
                 first = b""
                 while not first:
-                    chunk = await response.content.readany()
+                    chunk = await connection.read()
                     if not chunk:
                         raise RunnerLost("the stream ended before its first event")
                     first = cutter.feed(chunk)
-                return Upstream(response, None, first, cutter)
-            body = await response.read()
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            raise RunnerLost(_words(error)) from error
-        if response.status in (401, 403):
-            raise RunnerLost(f"it answered {response.status} to its launch token: another process has its address")
-        if response.status >= 400:
+                return Upstream(self._pool, connection, head, None, first, cutter)
+            body = await _whole(connection)
+        except (ConnectionLost, ValueError) as error:
+            raise RunnerLost(str(error)) from error
+        if head.status in (401, 403):
+            raise RunnerLost(f"it answered {head.status} to its launch token: another process has its address")
+        if head.status >= 400:
             code = _error_code(body)
-            if response.status == 503 and code == DRAINING_CODE:
+            if head.status == 503 and code == DRAINING_CODE:
                 raise Draining("it is draining")
-            if response.status == 503 and code == ENGINE_DEAD_CODE:
+            if head.status == 503 and code == ENGINE_DEAD_CODE:
                 raise RunnerLost("its engine failed")
             if code is None:
-                raise RunnerLost(f"it answered {response.status} with something that is no error of ours")
-        return Upstream(response, body, b"", cutter)
+                raise RunnerLost(f"it answered {head.status} with something that is no error of ours")
+        return Upstream(self._pool, connection, head, body, b"", cutter)
+
+
+def request_bytes(start: str, host: str, token: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
+    """A request with exactly these headers, host, token and length. ValueError for a value with a line's end in it."""
+    lines = [start, f"Host: {host}", f"Authorization: Bearer {token}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    if body is not None:
+        lines.append(f"Content-Length: {len(body)}")
+    head = "\r\n".join(lines)
+    if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1 or "\0" in head:
+        raise ValueError("A header's value holds the end of a line: such a request is not sent.")
+    return head.encode() + b"\r\n\r\n" + (body or b"")
+
+
+async def _whole(connection: Connection) -> bytes:
+    pieces: list[bytes] = []
+    while piece := await connection.read():
+        pieces.append(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _error_code(body: bytes) -> str | None:
@@ -196,9 +205,3 @@ def _error_code(body: bytes) -> str | None:
         return msgspec.json.decode(body, type=ErrorEnvelope).error.code or ""
     except msgspec.DecodeError:
         return None
-
-
-def _words(error: BaseException) -> str:
-    if isinstance(error, asyncio.TimeoutError):
-        return f"no answer in time ({type(error).__name__})"
-    return str(error) or type(error).__name__
