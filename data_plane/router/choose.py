@@ -19,8 +19,8 @@ Replaying windows of a conversation trace on 16 replicas, 10, 15, 20 and 30 foun
 an ideal router finds, at 1.45, 1.47, 1.48 and 1.53 s to the first token. Replaying 24 sessions of coding agents on 4,
 10 for what many begin with as well found 81 %, and 0 for it 90 %."""
 SHARED_AFFINITY = 1.0
-"""The same for what many prompts begin with: wherever it is computed again, it is there for the next as well. On a whole
-conversation trace with 8 replicas 0, 1 and 3 find 95.0, 97.0 and 98.1 % of the ideal hits."""
+"""The same for what many prompts begin with: wherever it is computed again, it is there for the next as well. On a
+whole conversation trace with 8 replicas 0, 1 and 3 find 95.0, 97.0 and 98.1 % of the ideal hits."""
 LOTS = 8
 """Beside those who hold its beginning, a request looks at this many replicas, drawn by its prompt: gateways that have
 not heard of each other's last choices then do not all send to the one that looks idle. The least of 8 is hardly more
