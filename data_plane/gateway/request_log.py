@@ -17,7 +17,8 @@ FLUSH_EVERY_S = 0.1
 _quote = json.encoder.encode_basestring_ascii
 _TEMPLATE = (
     '{"request_id": %s, "route": %s, "endpoint": %s, "replica": %s, "chosen": %s, "matched_tokens": %d, '
-    '"status": %d, "outcome": %s, "code": %s, "tries": %d, "held_ms": %d, "ms": %d, "event": "request", "process": "gateway", "level": "info", "at": "%s"}\n'
+    '"status": %d, "outcome": %s, "code": %s, "tries": %d, "held_ms": %d, "ms": %d, '
+    '"event": "request", "process": "gateway", "level": "info", "at": "%s"}\n'
 )
 
 
