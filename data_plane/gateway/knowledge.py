@@ -62,7 +62,7 @@ class Knowledge:
         self._endpoints: dict[str, _Endpoint] = {}
 
     def choose(self, endpoint_id: str, replicas: Sequence[ReplicaRoute], asked: Asked, now: float) -> Choice | None:
-        """The replica for a request among those that have room for it; None where there is none."""
+        """The replica for a request among those its caller sees room in; None where there is none."""
         known = self._endpoint(endpoint_id)
         candidates = [known.loads.candidate(one.id, one.slots) for one in replicas]
         if not candidates:

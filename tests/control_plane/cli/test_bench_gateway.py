@@ -38,7 +38,7 @@ def test_options_are_handed_on(run: Callable[..., Result]) -> None:
     ]
     peers = ("--peer", "a=http://127.0.0.1:1", "--peer", "b=http://127.0.0.1:2")
     told = json.loads(run("--url", "http://127.0.0.1:3", "--stub", "http://127.0.0.1:4", *peers, "-o", "json").out)
-    assert told[13:] == ["--url", "http://127.0.0.1:3", "--stub", "http://127.0.0.1:4", *peers, "-o", "json"]
+    assert told[15:] == ["--url", "http://127.0.0.1:3", "--stub", "http://127.0.0.1:4", *peers, "-o", "json"]
 
 
 def test_stubs_alone(run: Callable[..., Result]) -> None:

@@ -230,7 +230,7 @@ def test_work_that_this_gateway_sent_counts_until_its_first_byte() -> None:
     knowledge.sent(lease, Asked(Chain((1, 2), 800)), 50, 0.0)
     candidate = knowledge.candidate("e", replica)
     assert (candidate.in_flight, candidate.pending_tokens, lease.prompt_tokens) == (1, 150, 200)
-    assert knowledge.choose("e", [replica], Asked(), 0.0) is None
+    assert knowledge.choose("e", [], Asked(), 0.0) is None
     lease.on_answer()
     assert candidate.pending_tokens == 0
     lease.give_back()
