@@ -64,6 +64,14 @@ def test_the_table_is_for_people(run: Run) -> None:
     assert "at 50% of saturation" in result.err
 
 
+def test_the_plot_is_a_picture_or_a_sentence(run: Run, tmp_path: Path) -> None:
+    plot = tmp_path / "plot.png"
+    assert run("--policies", "ebb,session", "--plot", str(plot)).code == 0
+    assert plot.read_bytes().startswith(b"\x89PNG") and plot.stat().st_size > 10_000
+    result = run("--policies", "ebb", "--plot", str(tmp_path / "none" / "plot.png"))
+    assert (result.code, "cannot be written" in result.err) == (1, True)
+
+
 def test_what_cannot_be_used_is_told_in_a_sentence(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run(trace=tmp_path / "none.jsonl", format="mooncake")
     assert (result.code, "cannot be read" in result.err) == (1, True)
