@@ -25,6 +25,10 @@ from data_plane.router.table import RouteTable
 from data_plane.wire.errors import ApiError
 from data_plane.wire.routes import EndpointRoute, ReplicaRoute
 
+LOOK_AHEAD = 16
+"""Of one key's waiting requests so many are looked at for the one that a free place suits best. On two saturated
+replicas the place that comes free is as likely as not the other one's: without this whoever waits loses its cache."""
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -215,10 +219,12 @@ class Activation:
             if waiter.turn.done():  # its request goes in this very moment
                 line.remove(waiter)
                 continue
+            waiter = self._next(line, endpoint_id)
             lease = self._borrow(route, waiter.ask)
             if lease is None:
                 break
-            line.pop().turn.set_result(lease)
+            line.take(waiter)
+            waiter.turn.set_result(lease)
         if not line or self._table.usable(endpoint_id, _now()):
             self._waker.stop(endpoint_id)
             return
@@ -228,9 +234,21 @@ class Activation:
         if line:
             self._waker.keep(endpoint_id, queue)
 
+    def _next(self, line: "Line[_Waiter]", endpoint_id: str) -> _Waiter:
+        """Who goes next: the first of the head's own whose replica has room, so that a place that comes free is taken
+        by one whose prompt begins there; the head where there is none. A place is never left free for it."""
+        usable, open_to = self._table.usable(endpoint_id, _now()), self._with_room(endpoint_id)
+        if 0 < len(open_to) < len(usable):
+            ids = {replica.id for replica in open_to}
+            for waiter in line.ahead(LOOK_AHEAD):
+                home = self._knowledge.home(endpoint_id, usable, waiter.ask.asked, _now())
+                if home in ids and not waiter.turn.done():
+                    return waiter
+        return line.head
+
     def _borrow(self, route: EndpointRoute, ask: Ask) -> Lease | None:
         now = _now()
-        replicas = self._with_room(route.id)
+        replicas = self._for(route.id, ask.asked, now)
         choice = self._knowledge.choose(route.id, replicas, ask.asked, now)
         if choice is None:
             return None
@@ -238,6 +256,20 @@ class Activation:
         lease = self._in_flight.borrow(route.id, replica, choice.reason)
         self._knowledge.sent(lease, ask.asked, choice.matched_tokens, now)
         return lease
+
+    def _for(self, endpoint_id: str, asked: Asked, now: float) -> list[ReplicaRoute]:
+        """Whom this request may be sent to: those with room, and the one that holds what it begins with, even if that
+        has somewhat more than the others."""
+        usable, open_to = self._table.usable(endpoint_id, now), self._with_room(endpoint_id)
+        if 0 < len(open_to) < len(usable):
+            home = self._knowledge.home(endpoint_id, usable, asked, now)
+            most = self._limits.most_at_home
+            open_to += [
+                one
+                for one in usable
+                if one.id == home and one not in open_to and self._in_flight.of_replica(one.id) < most(one.slots)
+            ]
+        return open_to
 
     def _with_room(self, endpoint_id: str) -> list[ReplicaRoute]:
         """Those that would run another request at once, or have it ready for when a slot comes free."""

@@ -53,6 +53,11 @@ class _Endpoint:
         known = self.chars_per_token
         return sum(known.values()) / len(known) if known else CHARS_PER_TOKEN
 
+    def want(self, asked: Asked, now: float) -> Want:
+        ratio, chain = self.ratio(), asked.chain
+        held = self.index.match(chain.names, now) if chain.names else {}
+        return Want(chain.tokens(ratio), asked.session, asked.prefix, held, chain.chunk_tokens(ratio))
+
 
 class Knowledge:
     """Of all endpoints. `policy` other than `ebb` is for comparing: it chooses as simpler gateways do."""
@@ -67,19 +72,20 @@ class Knowledge:
         candidates = [known.loads.candidate(one.id, one.slots) for one in replicas]
         if not candidates:
             return None
-        ratio, chain = known.ratio(), asked.chain
-        want = Want(
-            chain.tokens(ratio),
-            asked.session,
-            asked.prefix,
-            known.index.match(chain.names, now) if chain.names else {},
-            chain.chunk_tokens(ratio),
-        )
+        want = known.want(asked, now)
         if self._policy == "ebb":
             return choose(candidates, want)
         one = _in_turn(known, candidates) if self._policy == "round-robin" else min(candidates, key=_load)
         matched = min(want.prompt_tokens, int(want.held.get(one.replica_id, 0) * want.chunk_tokens))
         return Choice(one.replica_id, self._policy.replace("-", "_"), matched)
+
+    def home(self, endpoint_id: str, replicas: Sequence[ReplicaRoute], asked: Asked, now: float) -> str | None:
+        """The replica that holds what this request begins with, where it is best off there whether there is room or
+        not; None where there is none, or the policy does not care."""
+        if self._policy != "ebb":
+            return None
+        choice = self.choose(endpoint_id, replicas, asked, now)
+        return choice.replica_id if choice and choice.reason in ("prefix", "session") else None
 
     def sent(self, lease: Lease, asked: Asked, matched_tokens: int, now: float) -> None:
         """The request of this lease goes to its replica, where so much of its prompt should be held."""

@@ -101,12 +101,25 @@ class Line(Generic[P]):
         """Who has waited longest. ValueError if none."""
         return min((lane[0] for lane in self._lanes.values()), key=_arrived)
 
-    def pop(self) -> P:
-        """Take the head out, and charge it to its account."""
-        place = self.head
+    def ahead(self, most: int) -> list[P]:
+        """The head, and behind it others of its rank and party, whom it costs nobody else to let go before it. The
+        head alone where it is the oldest one's turn."""
+        head = self.head
+        if self._turn == TURNS - 1:
+            return [head]
+        lane = self._lanes[head.claim.rank, head.claim.account]
+        return lane[:most]
+
+    def take(self, place: P) -> None:
+        """Let one of `ahead` go, and charge it to its account."""
         self.remove(place)
         place.claim.charge()
         self._turn = (self._turn + 1) % TURNS
+
+    def pop(self) -> P:
+        """Let the head go."""
+        place = self.head
+        self.take(place)
         return place
 
     def _book(self, place: P, count: int) -> None:

@@ -26,6 +26,10 @@ class HoldLimits:
         slots = max(1, slots)
         return slots + max(self.ahead_least, math.ceil(slots * self.ahead_share))
 
+    def most_at_home(self, slots: int) -> int:
+        """The same where others have room, but it is this one that holds the prompt: as many more as it has slots."""
+        return self.most_on_replica(slots) + max(1, slots)
+
 
 @dataclass(frozen=True)
 class StreamManners:

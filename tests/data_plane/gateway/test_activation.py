@@ -9,10 +9,14 @@ from hypothesis import strategies as st
 
 from data_plane.gateway.activation import Activation, Ask
 from data_plane.gateway.control import ControlUnavailable
+from data_plane.gateway.fairness import Account, Claim
+from data_plane.gateway.knowledge import Asked, Knowledge
 from data_plane.gateway.settings import HoldLimits
 from data_plane.router.lease import InFlight, Lease
 from data_plane.router.table import RouteTable
 from data_plane.wire.errors import ApiError
+from data_plane.wire.prefix_chain import Chain
+from data_plane.wire.prefixes import PrefixReport, pack_names
 from data_plane.wire.routes import EndpointRoute, EndpointState, GatewayState, ReplicaRoute, WakeAnswer
 
 
@@ -25,7 +29,9 @@ class Bench:
         self.wakes = 0
         self.away = False
         limits = HoldLimits(wake_every_s=0.01)
-        self.activation = Activation(self.table, self.in_flight, self.wake, limits)
+        self.knowledge = Knowledge()
+        self.activation = Activation(self.table, self.in_flight, self.wake, limits, self.knowledge)
+        self.account = Account()
         self.versions = 0
         self.answer = WakeAnswer("waking")
         self.again_s = 0.0
@@ -45,9 +51,10 @@ class Bench:
         changed = self.table.update(GatewayState(str(self.versions), (route,), ()), 0.0)
         self.activation.table_changed(changed)
 
-    def ask(self, hold_s: float = 5.0) -> "asyncio.Task[Lease]":
+    def ask(self, hold_s: float = 5.0, names: tuple[int, ...] = ()) -> "asyncio.Task[Lease]":
         now = asyncio.get_running_loop().time()
-        ask = Ask("e", "chat", f"q{now}", 10, now, now + hold_s)
+        asked = Asked(Chain(names, 256 * len(names)))
+        ask = Ask("e", "chat", f"q{now}", 10, now, now + hold_s, asked, Claim(self.account))
         return asyncio.create_task(self.activation.acquire(ask, lambda _is_cold: None))
 
     async def waiting(self, count: int) -> None:
@@ -92,6 +99,27 @@ async def test_waiting_goes_before_newly_come() -> None:
     ahead.append(await late)
     for one in ahead:
         one.give_back()
+    bench.check()
+
+
+async def test_a_place_that_comes_free_is_taken_by_one_whose_prompt_begins_there() -> None:
+    bench = Bench()
+    bench.set("live", 1, 1)
+    own = {name: tuple(range(start, start + 40)) for name, start in (("r0", 100), ("r1", 200))}
+    busy = [await bench.ask(names=(n,)) for n in range(6)]  # a place, and two ahead, on each
+    for name, names in own.items():
+        report = PrefixReport("epoch", 1, True, pack_names(names), running=1, waiting=2, slots=1)
+        bench.knowledge.reported("e", name, report, asyncio.get_running_loop().time())
+    waiters = [bench.ask(names=own[name]) for name in ("r0", "r0", "r1", "r1")]
+    await bench.waiting(4)
+    # the last place that comes free finds nobody of its own: then one more goes where its prompt is
+    for name, taken, to in (("r1", 2, "r1"), ("r1", 3, "r1"), ("r0", 0, "r0"), ("r1", 1, "r0")):
+        done = next(lease for lease in busy if lease.replica.id == name)
+        busy.remove(done)
+        done.give_back()
+        lease = await asyncio.wait_for(waiters[taken], 1)
+        assert lease.replica.id == to
+    assert [bench.in_flight.of_replica(name) for name in ("r0", "r1")] == [4, 2]
     bench.check()
 
 

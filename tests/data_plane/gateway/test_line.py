@@ -100,6 +100,26 @@ def test_oldest_first_within_a_party_and_high_before_low() -> None:
     assert popped == [order[4], order[1], order[3], order[0], order[2]]
 
 
+def test_only_ones_own_may_be_let_go_before_the_head_and_never_at_the_oldest_ones_turn() -> None:
+    counter = Counter()
+    first = counter.push("a", tokens=1)
+    second, other, _urgent = counter.push("a", tokens=1), counter.push("b"), counter.push("a", rank=-1)
+    assert counter.line.ahead(9) == [_urgent]
+    counter.line.pop()
+    assert counter.line.ahead(9) == [other] and counter.line.ahead(0) == []
+    counter.line.pop()
+    assert counter.line.ahead(9) == [first, second] and counter.line.ahead(1) == [first]
+    assert second is not None
+    counter.line.take(second)
+    assert second.claim.is_charged and list(counter.line) == [first]
+    for _ in range(TURNS - 4):
+        counter.push("a")
+        counter.line.pop()
+    later = [counter.push("a") for _ in range(2)]
+    assert counter.line.ahead(9) == [counter.line.oldest] and len(later) == 2
+    counter.check()
+
+
 def test_a_place_given_back_keeps_its_turn() -> None:
     counter = Counter()
     first, second = counter.push("a"), counter.push("a")
