@@ -32,6 +32,10 @@ conversations will go on. Without it they gather where it happened to be quiet w
 sessions of coding agents on 4 replicas: 90 % of the ideal hits, with it 95 %; with 0.01 90 %, with 0.4 96 %)."""
 FULL = 0.95
 """A KV cache that full takes no further prompt before an answer ends."""
+FULL_CROWD = 2.0
+"""Every slot is taken. Affinity is worth a wait among prompts, but nobody waits for others' answers to end where
+another replica with a free slot would have computed all of it by then. (With the batches of 64 that are replayed it
+hardly happens; with two slots each, one replica had six requests for a minute while the other had none.)"""
 USUAL_ANSWER_TOKENS = 256
 USUAL_PREFILL_TOKENS_PER_S = 4000.0
 USUAL_DECODE_TOKENS_PER_S = 400.0
@@ -161,10 +165,21 @@ def _by_work(able: Sequence[Candidate], want: Want) -> Choice:
             return Choice(home.replica_id, "session")
     # the least work decides, unless a replica that holds more is the nearest all the same
     more, less = held.of(nearest.replica_id), held.of(least.replica_id)
-    if more > less:
+    if more > less and not _is_sooner(least, nearest, want, held):
         return Choice(nearest.replica_id, "prefix", _matched(nearest, want))
     is_kept = more == less > min(held.of(one.replica_id) for one in able)
     return Choice(least.replica_id, "prefix" if is_kept else "least_work", _matched(least, want))
+
+
+def _is_sooner(one: Candidate, home: Candidate, want: Want, held: Held) -> bool:
+    """Whether `one` has a place free while those at `home` wait for one, and would begin to answer before it."""
+    if one.crowd >= FULL_CROWD or home.crowd < FULL_CROWD:
+        return False
+    one_s, home_s = (
+        each.wait_s + each.token_s * (want.prompt_tokens - held.of(each.replica_id) * want.chunk_tokens)
+        for each in (one, home)
+    )
+    return one_s < home_s
 
 
 def _drawn(able: Sequence[Candidate], held: Held) -> list[Candidate]:

@@ -49,6 +49,14 @@ def test_a_short_prefix_is_left_sooner_than_a_long_one() -> None:
     assert chosen(busy, Want(prompt_tokens=4_000, held={"b": 39}, chunk_tokens=100))[0] == "b"
 
 
+def test_nobody_waits_for_a_slot_where_a_free_one_is_sooner() -> None:
+    full = [replica("a", running=1), replica("b", running=8)]  # an answer there ends in about 2.6 s
+    assert chosen(full, Want(prompt_tokens=2_000, held={"b": 19}, chunk_tokens=100)) == ("a", "least_work")
+    assert chosen(full, Want(prompt_tokens=4_000, held={"b": 39}, chunk_tokens=100)) == ("b", "prefix")
+    with_slot = [replica("a", running=1), replica("b", running=7)]
+    assert chosen(with_slot, Want(prompt_tokens=2_000, held={"b": 19}, chunk_tokens=100)) == ("b", "prefix")
+
+
 def test_what_all_hold_decides_nothing() -> None:
     want = Want(prompt_tokens=1000, held={"a": 5, "b": 5, "c": 5}, chunk_tokens=100)
     assert chosen([replica("a", 500, 1), replica("b", 100, 1), replica("c", 500, 1)], want) == ("b", "least_work")
