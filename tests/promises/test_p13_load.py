@@ -113,6 +113,20 @@ class TestHerd:
         first = Counter("abc"[seed // 1000] for seed in seeds[: 3 * held["c"]])
         assert min(first.values()) >= held["c"] - 2, f"while all wait, all are served alike: {first}"
 
+    async def test_two_thousand_in_one_moment_are_all_answered(self, world: World) -> None:
+        runner = await world.runner(slots=8)
+        world.endpoint()
+        await world.known()
+        tasks = [asyncio.create_task(ask(world, world.key, seed)) for seed in range(2_000)]
+        held = LINE * 3 // 4
+        await eventually(lambda: sum(task.done() for task in tasks) == 2_000 - held, within_s=20)
+        await eventually(lambda: len(world.control.wakes) > 0)
+        assert waiting(world) == held and world.control.most_wakes_in_flight == 1
+        world.control.change("id-chat", state="live", replicas=(runner.route,))
+        outcomes = Counter((one.status, one.code) for one in await asyncio.gather(*tasks))
+        assert outcomes == {(200, None): held, (503, "queue_full"): 2_000 - held}
+        assert len(runner.seen) == held
+
     async def test_a_busy_model_sheds_what_it_cannot_take(self, world: World) -> None:
         runner = await world.runner(slots=2)
         runner.behaviour.hang = "before_first_byte"
