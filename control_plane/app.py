@@ -62,7 +62,7 @@ async def readyz(database: NamedDependency[Database]) -> dict[str, str]:
     """The database answers; 503 otherwise."""
     try:
         await database.ping()
-    except Exception as error:
+    except Exception as error:  # drivers and pools fail in many ways: whichever it was, it is not ready
         raise DatabaseUnavailable from error
     return {"status": "ready"}
 

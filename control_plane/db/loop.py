@@ -151,7 +151,7 @@ class Leader:
                 except StaleEpoch:
                     self._lost.set()
                     return
-                except Exception as error:
+                except Exception as error:  # a loop that ended would leave all to drift: told, then tried again
                     failures += 1
                     wait_s = min(0.1 * 2**failures, MAX_BACKOFF_S)
                     log.error("tick_failed", loop=loop.name, wait_s=wait_s, exc_info=error)

@@ -3,6 +3,7 @@
 Every gateway has a policy of its own, which sees what that gateway sent and, where it listens, the replicas' reports.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -49,7 +50,7 @@ class Policy(Protocol):
     ) -> None: ...
 
 
-class _InFlight:
+class _InFlight(ABC):
     """What all policies without reports have in common: they count the requests that they sent."""
 
     listens = False
@@ -65,9 +66,9 @@ class _InFlight:
         self.in_flight[at] += 1
         return at
 
+    @abstractmethod
     def choose(self, job: Job, session: Session, now: float) -> int:
         """The policy itself."""
-        raise NotImplementedError
 
     def least(self) -> int:
         """The replica with the fewest requests; equals take turns."""
@@ -75,14 +76,16 @@ class _InFlight:
         count = len(self.in_flight)
         return min(range(count), key=lambda at: (self.in_flight[at], (at - self._turn) % count))
 
-    def answered(self, job: Job) -> None:
+    def answered(self, job: Job) -> None:  # noqa: B027 - there is nothing to do, in any of them
         """Nothing that these policies look at."""
 
     def ended(self, job: Job) -> None:
         """One less."""
         self.in_flight[job.replica] -= 1
 
-    def reported(self, replica: int, report: Report, stored: Sequence[int], evicted: Sequence[int], now: float) -> None:
+    def reported(  # noqa: B027 - as above
+        self, replica: int, report: Report, stored: Sequence[int], evicted: Sequence[int], now: float
+    ) -> None:
         """They do not listen."""
 
 

@@ -52,7 +52,7 @@ class Door:
             try:
                 await self._enter(scope, headers)
                 await self._app(scope, receive, send_with_id)
-            except Exception as error:
+            except Exception as error:  # becomes an answer in the one shape; answer_for logs what it does not know
                 if statuses:  # the answer has begun: only the connection can still say that it failed
                     raise
                 await _answer(send_with_id, answer_for(error))

@@ -20,6 +20,7 @@ from data_plane.gateway.line import Bounds, Line, Place
 from data_plane.gateway.pace import Pace, retry_after_s
 from data_plane.gateway.settings import HoldLimits
 from data_plane.gateway.waking import Wake, Waker
+from data_plane.router.choose import Choice
 from data_plane.router.lease import InFlight, Lease
 from data_plane.router.table import RouteTable
 from data_plane.wire.errors import ApiError
@@ -137,10 +138,10 @@ class Activation:
             raise errors.shutting_down()
         route = self._route(ask)
         if not self.waiting(ask.endpoint_id)[0]:
-            lease = self._borrow(route, ask)
-            if lease is not None:
+            choice = self._choose(route.id, ask.asked)
+            if choice is not None:
                 ask.claim.charge()
-                return lease
+                return self._lease(route, ask, choice)
         self._refuse_failed(route)
         on_hold(not self._table.usable(ask.endpoint_id, _now()))
         if ask.deadline <= _now():
@@ -219,12 +220,12 @@ class Activation:
             if waiter.turn.done():  # its request goes in this very moment
                 line.remove(waiter)
                 continue
-            waiter = self._next(line, endpoint_id)
-            lease = self._borrow(route, waiter.ask)
-            if lease is None:
+            picked = self._pick(line, endpoint_id)
+            if picked is None:
                 break
+            waiter, choice = picked
             line.take(waiter)
-            waiter.turn.set_result(lease)
+            waiter.turn.set_result(self._lease(route, waiter.ask, choice))
         if not line or self._table.usable(endpoint_id, _now()):
             self._waker.stop(endpoint_id)
             return
@@ -234,51 +235,43 @@ class Activation:
         if line:
             self._waker.keep(endpoint_id, queue)
 
-    def _next(self, line: "Line[_Waiter]", endpoint_id: str) -> _Waiter:
-        """Who goes next: the first of the head's own whose replica has room, so that a place that comes free is taken
-        by one whose prompt begins there; the head where there is none. A place is never left free for it."""
-        usable, open_to = self._table.usable(endpoint_id, _now()), self._with_room(endpoint_id)
+    def _pick(self, line: "Line[_Waiter]", endpoint_id: str) -> tuple[_Waiter, Choice] | None:
+        """Who goes next, and where: the first of the head's own whose replica has room, so that a place that comes free
+        is taken by one whose prompt begins there; else the head. A place is never left free for anybody."""
+        usable = self._table.usable(endpoint_id, _now())
+        open_to = {replica.id for replica in usable if self._has_room(replica)}
         if 0 < len(open_to) < len(usable):
-            ids = {replica.id for replica in open_to}
             for waiter in line.ahead(LOOK_AHEAD):
                 home = self._knowledge.home(endpoint_id, usable, waiter.ask.asked, _now())
-                if home in ids and not waiter.turn.done():
-                    return waiter
-        return line.head
+                if home is not None and home.replica_id in open_to and not waiter.turn.done():
+                    return waiter, home
+        choice = self._choose(endpoint_id, line.head.ask.asked)
+        return (line.head, choice) if choice else None
 
-    def _borrow(self, route: EndpointRoute, ask: Ask) -> Lease | None:
+    def _choose(self, endpoint_id: str, asked: Asked) -> Choice | None:
+        """One of those with room, or the one that holds what this begins with, even if that has somewhat more than
+        its share; None where nobody has room."""
         now = _now()
-        replicas = self._for(route.id, ask.asked, now)
-        choice = self._knowledge.choose(route.id, replicas, ask.asked, now)
-        if choice is None:
-            return None
-        replica = next(one for one in replicas if one.id == choice.replica_id)
+        usable = self._table.usable(endpoint_id, now)
+        open_to = [replica for replica in usable if self._has_room(replica)]
+        if 0 < len(open_to) < len(usable):
+            home = self._knowledge.home(endpoint_id, usable, asked, now)
+            if home is not None:
+                slots = next(replica.slots for replica in usable if replica.id == home.replica_id)
+                if self._in_flight.of_replica(home.replica_id) < self._limits.most_at_home(slots):
+                    return home
+        return self._knowledge.choose(endpoint_id, open_to, asked, now)
+
+    def _has_room(self, replica: ReplicaRoute) -> bool:
+        """Whether it would run another request at once, or have it ready for when a slot comes free."""
+        return self._in_flight.of_replica(replica.id) < self._limits.most_on_replica(replica.slots)
+
+    def _lease(self, route: EndpointRoute, ask: Ask, choice: Choice) -> Lease:
+        now = _now()
+        replica = next(one for one in self._table.usable(route.id, now) if one.id == choice.replica_id)
         lease = self._in_flight.borrow(route.id, replica, choice.reason)
         self._knowledge.sent(lease, ask.asked, choice.matched_tokens, now)
         return lease
-
-    def _for(self, endpoint_id: str, asked: Asked, now: float) -> list[ReplicaRoute]:
-        """Whom this request may be sent to: those with room, and the one that holds what it begins with, even if that
-        has somewhat more than the others."""
-        usable, open_to = self._table.usable(endpoint_id, now), self._with_room(endpoint_id)
-        if 0 < len(open_to) < len(usable):
-            home = self._knowledge.home(endpoint_id, usable, asked, now)
-            most = self._limits.most_at_home
-            open_to += [
-                one
-                for one in usable
-                if one.id == home and one not in open_to and self._in_flight.of_replica(one.id) < most(one.slots)
-            ]
-        return open_to
-
-    def _with_room(self, endpoint_id: str) -> list[ReplicaRoute]:
-        """Those that would run another request at once, or have it ready for when a slot comes free."""
-        in_flight, limits = self._in_flight, self._limits
-        return [
-            replica
-            for replica in self._table.usable(endpoint_id, _now())
-            if in_flight.of_replica(replica.id) < limits.most_on_replica(replica.slots)
-        ]
 
     def _route(self, ask: Ask) -> EndpointRoute:
         route = self._table.get(ask.endpoint_id)

@@ -79,13 +79,13 @@ class Knowledge:
         matched = min(want.prompt_tokens, int(want.held.get(one.replica_id, 0) * want.chunk_tokens))
         return Choice(one.replica_id, self._policy.replace("-", "_"), matched)
 
-    def home(self, endpoint_id: str, replicas: Sequence[ReplicaRoute], asked: Asked, now: float) -> str | None:
+    def home(self, endpoint_id: str, replicas: Sequence[ReplicaRoute], asked: Asked, now: float) -> Choice | None:
         """The replica that holds what this request begins with, where it is best off there whether there is room or
         not; None where there is none, or the policy does not care."""
         if self._policy != "ebb":
             return None
         choice = self.choose(endpoint_id, replicas, asked, now)
-        return choice.replica_id if choice and choice.reason in ("prefix", "session") else None
+        return choice if choice and choice.reason in ("prefix", "session") else None
 
     def sent(self, lease: Lease, asked: Asked, matched_tokens: int, now: float) -> None:
         """The request of this lease goes to its replica, where so much of its prompt should be held."""

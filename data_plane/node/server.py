@@ -70,7 +70,7 @@ class Server:
             response = _render(ApiError(error.status, message, code="route"))
         except ConnectionResetError:
             raise  # the client has gone: there is nobody to answer
-        except Exception:
+        except Exception:  # the last line of defence: logged in full, told in general
             log.exception("server.fault", request_id=request_id, path=request.path)
             response = _render(ApiError(500, "The node agent failed; its log has the reason.", type="server_error"))
         if not response.prepared:

@@ -73,11 +73,6 @@ class Candidate:
     def __post_init__(self) -> None:
         self.weigh()
 
-    @property
-    def has_room(self) -> bool:
-        """Whether another request would run at once rather than queue inside the runner."""
-        return self.in_flight < max(1, self.slots)
-
     def weigh(self) -> None:
         """Work out what `choose` compares: once for each change, rather than for each replica of each request."""
         batch = self.in_flight
@@ -117,8 +112,8 @@ class Choice:
     matched_tokens: int = 0
 
 
-def choose(candidates: Sequence[Candidate], want: Want | None = None, *, with_room: bool = False) -> Choice | None:
-    """The replica for a request, or None where there is nobody, or with `with_room` nobody who has room.
+def choose(candidates: Sequence[Candidate], want: Want | None = None) -> Choice | None:
+    """The replica for a request, or None where there is nobody.
 
     Reasons: `only` there was no other; `prefix` it holds more of the prompt than others, and waiting there costs less
     than computing elsewhere; `least_work` it has the least to do; `session` the prompt is too
@@ -127,17 +122,16 @@ def choose(candidates: Sequence[Candidate], want: Want | None = None, *, with_ro
     reported, and there is no key.
     """
     want = want or Want()
-    able = [one for one in candidates if one.has_room] if with_room else candidates
-    if not able:
+    if not candidates:
         return None
-    if len(able) == 1:
-        return Choice(able[0].replica_id, "only", _matched(able[0], want))
-    if want.held or any(one.running is not None for one in able):
-        return _by_work(able, want)
+    if len(candidates) == 1:
+        return Choice(candidates[0].replica_id, "only", _matched(candidates[0], want))
+    if want.held or any(one.running is not None for one in candidates):
+        return _by_work(candidates, want)
     key = want.session or want.prefix
     if key is not None:
-        return Choice(_home(able, key).replica_id, "ring" if want.session is None else "session")
-    best = min(able, key=lambda one: (one.in_flight / max(1, one.slots), one.in_flight, one.replica_id))
+        return Choice(_home(candidates, key).replica_id, "ring" if want.session is None else "session")
+    best = min(candidates, key=lambda one: (one.in_flight / max(1, one.slots), one.in_flight, one.replica_id))
     return Choice(best.replica_id, "least_loaded")
 
 

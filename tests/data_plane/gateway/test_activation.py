@@ -118,7 +118,7 @@ async def test_a_place_that_comes_free_is_taken_by_one_whose_prompt_begins_there
         busy.remove(done)
         done.give_back()
         lease = await asyncio.wait_for(waiters[taken], 1)
-        assert lease.replica.id == to
+        assert (lease.replica.id, lease.reason) == (to, "prefix")
     assert [bench.in_flight.of_replica(name) for name in ("r0", "r1")] == [4, 2]
     bench.check()
 

@@ -20,12 +20,9 @@ def chosen(candidates: list[Candidate], want: Want) -> tuple[str, str]:
     return choice.replica_id, choice.reason
 
 
-def test_nobody_and_nobody_with_room() -> None:
-    full = [Candidate("a", 2, 2), Candidate("b", 1, 1)]
+def test_nobody_and_nobody_with_a_place() -> None:
     assert choose([]) is None
-    assert choose(full, with_room=True) is None
-    assert choose(full) is not None
-    assert choose([*full, Candidate("c", 1, 0)], with_room=True) == choose([Candidate("c", 1, 0)])
+    assert choose([Candidate("a", 2, 2), Candidate("b", 1, 1)]) is not None
 
 
 def test_the_only_one_is_told_what_it_holds() -> None:
