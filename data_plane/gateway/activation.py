@@ -8,8 +8,7 @@ Knows nothing of HTTP: time is the event loop's clock, waking is one call it is 
 import asyncio
 import random
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -31,7 +30,7 @@ LOOK_AHEAD = 16
 replicas the place that comes free is as likely as not the other one's: without this whoever waits loses its cache."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Ask:
     """One request for a replica. Times are the loop's; `deadline` is when holding it ends."""
 
@@ -114,19 +113,19 @@ class Activation:
         pace = self._paces.get(endpoint_id)
         return pace.wait_s(self.waiting(endpoint_id)[0] + 1, now) if pace else None
 
-    @contextmanager
-    def claim(self, endpoint_id: str, party: str, rank: int, tokens: int) -> Generator[Claim]:
-        """A request of `party` begins, and ends with this: what it is served counts against its next ones."""
+    def claim(self, endpoint_id: str, party: str, rank: int, tokens: int) -> Claim:
+        """A request of `party` begins: what it is served counts against its next ones. `disclaim` it at its end."""
         ledger = self._ledgers.get(endpoint_id)
         if ledger is None:
             ledger = self._ledgers[endpoint_id] = Ledger()
-        account = ledger.open(party)
-        try:
-            yield Claim(account, rank, tokens)
-        finally:
-            ledger.close(account)
-            if ledger.is_idle and self._ledgers.get(endpoint_id) is ledger:
-                del self._ledgers[endpoint_id]
+        return Claim(ledger.open(party), rank, tokens)
+
+    def disclaim(self, endpoint_id: str, claim: Claim) -> None:
+        """The request has ended."""
+        ledger = self._ledgers[endpoint_id]
+        ledger.close(claim.account)
+        if ledger.is_idle:
+            del self._ledgers[endpoint_id]
 
     async def acquire(self, ask: Ask, on_hold: Callable[[bool], None]) -> Lease:
         """A place on a replica, at once or after a wait; the caller gives it back.

@@ -5,7 +5,7 @@ Knows nothing of the client's side: what is done with an answer is the caller's.
 
 import asyncio
 import contextlib
-import secrets
+import random
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
@@ -82,8 +82,10 @@ class Begun:
 
 def with_seed(asked: ChatRequest | CompletionRequest) -> bytes:
     """The body to send: with a seed, so that the answer is the same wherever it is made, and can be gone on with."""
-    seed = secrets.randbits(63) if asked.seed is None else asked.seed
-    return encode(msgspec.structs.replace(asked, seed=seed))
+    if asked.seed is not None:
+        return encode(asked)
+    # it guards nothing: a number from the system would cost a call of it
+    return encode(msgspec.structs.replace(asked, seed=random.getrandbits(63)))
 
 
 class Attempts:
@@ -140,7 +142,8 @@ class Attempts:
                     async with self._vitals.watch(call.route.id, replica) as watch:
                         upstream = await self._open(call, replica)
                         has_begun = True
-                        lease.on_answer()
+                        if upstream.is_stream:  # a whole answer ends in this very moment, which counts as much
+                            lease.on_answer()
                         try:
                             yield Begun(upstream, watch)
                         finally:

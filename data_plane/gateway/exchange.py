@@ -4,13 +4,13 @@ Knows nothing of routes or runners.
 """
 
 import asyncio
+import random
 import re
-import secrets
 from dataclasses import dataclass, field
 
 from aiohttp import web
-from multidict import CIMultiDict
 
+from data_plane.gateway.answers import Stream, Whole
 from data_plane.router.lease import Lease
 from data_plane.wire.errors import ApiError, invalid
 from data_plane.wire.keys import KeyRecord
@@ -22,9 +22,14 @@ _HOLD_HEADERS = ("x-ebb-hold-timeout", "x-scale-up-timeout")
 _SESSION_HEADERS = ("x-session-id", "x-ebb-session")
 _MOST_SESSION = 256
 JSON_TYPE = {"Content-Type": "application/json"}
+STREAM_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+}
 
 
-@dataclass
+@dataclass(eq=False, slots=True)
 class Exchange:
     """Times are the loop's. `held_s` is None while the request was never held for a replica; `is_cold`: it was held for
     one to start. `key` is None until the request's key was found good."""
@@ -57,7 +62,7 @@ class Exchange:
     def begin(cls, request: web.BaseRequest) -> "Exchange":
         """A valid incoming request id is kept; every other request gets a new one."""
         given = request.headers.get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+        request_id = given if given and REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
         return cls(request, request_id, asyncio.get_running_loop().time())
 
     def hold(self, is_cold: bool) -> None:
@@ -136,22 +141,19 @@ class Exchange:
         except (web.RequestPayloadError, ValueError) as error:
             raise invalid(f"The body could not be read: {error}.", code="invalid_body") from error
 
-    def plain(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> web.Response:
+    def plain(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> Whole:
         """A whole answer."""
         self.status = status
         # a runner writes header names its own way: one name, however it is written, is one header
-        all_headers = CIMultiDict(JSON_TYPE)
-        all_headers.update(headers or {})
-        all_headers.update(self.answer_headers())
-        return web.Response(status=status, body=body, headers=all_headers)
+        given = {name.lower(): value for name, value in headers.items()} if headers else {}
+        return Whole(status, body, {"content-type": "application/json", **given, **self.answer_headers()})
 
-    def stream(self) -> web.StreamResponse:
+    def stream(self) -> Stream:
         """An event stream, not begun yet."""
         self.status = 200
-        headers = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
-        return web.StreamResponse(headers={**headers, "X-Accel-Buffering": "no", **self.answer_headers()})
+        return Stream(200, {**STREAM_HEADERS, **self.answer_headers()})
 
-    def refuse(self, error: ApiError) -> web.Response:
+    def refuse(self, error: ApiError) -> Whole:
         """An answer that is an error."""
         self.note_error(error)
         return self.plain(error.status, error.encode(), error.headers)

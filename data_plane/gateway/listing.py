@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 
 from data_plane.gateway import errors
+from data_plane.gateway.answers import Whole
 from data_plane.gateway.attempts import MOST_TRIES
 from data_plane.gateway.completions import endpoint_for, named_endpoint
 from data_plane.gateway.exchange import Exchange
@@ -125,5 +126,5 @@ def _model(route: EndpointRoute) -> dict[str, Any]:
     }
 
 
-def _json(exchange: Exchange, body: dict[str, Any]) -> web.Response:
+def _json(exchange: Exchange, body: dict[str, Any]) -> Whole:
     return exchange.plain(200, msgspec.json.encode(body))

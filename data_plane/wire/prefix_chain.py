@@ -8,6 +8,7 @@ nor sampling. Knows nothing of templates or tokens; pure.
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from struct import unpack
 from typing import Any
@@ -138,6 +139,7 @@ def _json(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
+@lru_cache(maxsize=1024)
 def _seed(kind: str, tenant: str, cache_salt: str | None) -> bytes:
     packed = _encode((kind, tenant.encode(errors="surrogatepass"), cache_salt or ""))
     return blake2b(packed, digest_size=8).digest()

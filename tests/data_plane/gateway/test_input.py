@@ -231,23 +231,29 @@ async def test_expect_continue(world: World) -> None:
     writer.close()
 
 
+@pytest.mark.parametrize("sent", [1, 0], ids=["after an event", "before any"])
 async def test_a_fault_of_ours_in_a_stream_breaks_it_off_and_begins_no_second_answer(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, sent: int
 ) -> None:
     await world.live(await world.runner())
+    events = [b"data: {}\n\n"] * sent
 
     async def fail(_: Upstream) -> bytes:
+        if events:
+            return events.pop()
         monkeypatch.undo()
         raise RuntimeError("a defect")
 
     body = json.dumps(chat(stream=True)).encode()
     head = (
-        f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {world.key}\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {world.key}\r\nConnection: close\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
     )
     monkeypatch.setattr(Upstream, "read_events", fail)
     # the connection ends by itself; drawing the traceback for the log takes a second on a busy machine
     answer = await raw(world, head.encode() + body, patience_s=20)
-    assert answer.startswith(b"HTTP/1.1 200 ") and answer.count(b"HTTP/1.1") == 1
+    # while nothing was sent, the truth can still be told
+    assert answer.startswith(b"HTTP/1.1 200 " if sent else b"HTTP/1.1 500 ") and answer.count(b"HTTP/1.1") == 1
     assert not answer.endswith(b"0\r\n\r\n")
     async with world.post(body=chat()) as response:
         assert response.status == 200
