@@ -12,6 +12,7 @@ from control_plane.cli.models import make_artifact
 from control_plane.cli.options import DEFAULT_HOME, HomeOption, Output, OutputOption, QuantOption
 from control_plane.cli.output import print_json, print_table, stderr
 from control_plane.cli.progress import wait_until
+from control_plane.cli.starts import print_starts, start_of
 
 NameArgument = Annotated[str, typer.Argument(help="The endpoint's name.")]
 WAIT_S = 300.0
@@ -81,10 +82,20 @@ def wait_deployed(api: Api, name: str) -> Json:
     return api.get(f"/endpoints/{segment(name)}")
 
 
-def ps(home: HomeOption = DEFAULT_HOME, output: OutputOption = Output.table) -> None:
-    """List the endpoints."""
+def ps(
+    starts: Annotated[bool, typer.Option("--starts", help="The last cold starts instead, with their phases.")] = False,
+    home: HomeOption = DEFAULT_HOME,
+    output: OutputOption = Output.table,
+) -> None:
+    """List the endpoints, or what their last cold starts took.
+
+    Examples: `ebb ps`, `ebb ps --starts`, `ebb ps --starts -o json`.
+    """
     with Api.open(home) as api:
-        items = api.items("/endpoints")
+        items = api.items("/replicas" if starts else "/endpoints")
+    if starts:
+        told = [start_of(replica) for replica in items]
+        return print_json(told) if output is Output.json else print_starts(told)
     if output is Output.json:
         return print_json(items)
     rows = [

@@ -1,6 +1,7 @@
 """Promise 6: a request wakes a sleeping endpoint, once; idleness puts it to sleep; what cannot start says so."""
 
 import asyncio
+import json
 import re
 import shutil
 import time
@@ -51,6 +52,11 @@ def test_zero_wakes_serves_and_sleeps_again(sleeper: Platform) -> None:
     assert warm.headers.get("x-ebb-cold-start", "0") == "0"
     [replica] = sleeper.replicas("sleeper")
     assert {"import", "load", "warmup"} <= set(replica["spans"])
+    [start] = [
+        one for one in json.loads(sleeper.ebb("ps", "--starts", "-o", "json")) if one["replica"] == replica["id"]
+    ]
+    assert start["total_s"] == pytest.approx(sum(start["spans"].values()), abs=0.5 + start["total_s"] / 2)
+    assert start["total_s"] * 1000 <= waited_ms
 
     asleep = sleeper.wait_state("zero", "sleeper", timeout_s=30)
     assert asleep["reason"] == "No work for 3 s."

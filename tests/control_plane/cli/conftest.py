@@ -1,6 +1,7 @@
 """A stand-in for control plane and gateway: answers by a table of routes, and remembers what it was asked."""
 
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from control_plane.cli import main as command_line
 from control_plane.embedded.home import Credentials, Home
 
 
@@ -76,3 +78,26 @@ def platform(tmp_path: Path) -> Iterator[StubPlatform]:
     yield stub
     server.shutdown()
     server.server_close()
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code = code
+        self.out = out
+        self.err = err
+
+
+@pytest.fixture
+def ebb(platform: StubPlatform, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs `ebb …` in this process with the stand-in's home."""
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setenv("EBB_HOME", str(platform.home))
+        monkeypatch.setattr(sys, "argv", ["ebb", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            command_line.main()
+        captured = capsys.readouterr()
+        code = stopped.value.code
+        return Result(code if isinstance(code, int) else 0 if code is None else 1, captured.out, captured.err)
+
+    return run

@@ -9,8 +9,8 @@ import pytest
 
 from control_plane.cli import bench
 from control_plane.cli import main as command_line
-from tests.control_plane.cli.conftest import Reply, StubPlatform
-from tests.control_plane.cli.test_commands import INT8, MODEL, PLAIN, Result
+from tests.control_plane.cli.conftest import Reply, Result, StubPlatform
+from tests.control_plane.cli.test_commands import INT8, MODEL, PLAIN
 
 PROGRAM = """
 import json, os, signal, sys

@@ -8,7 +8,7 @@ import pytest
 
 from control_plane.cli import bench_gateway
 from control_plane.cli import main as command_line
-from tests.control_plane.cli.test_commands import Result
+from tests.control_plane.cli.conftest import Result
 
 PROGRAM = "import json, sys; print(json.dumps(sys.argv[1:])); sys.exit(4)"
 

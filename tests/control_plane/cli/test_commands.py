@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from control_plane.cli import main as command_line
 from tests.control_plane.cli.conftest import Reply, StubPlatform
 
 ENDPOINT: dict[str, Any] = {
@@ -41,29 +40,6 @@ MODEL: dict[str, Any] = {
     "artifacts": [PLAIN],
     "error": None,
 }
-
-
-class Result:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code = code
-        self.out = out
-        self.err = err
-
-
-@pytest.fixture
-def ebb(platform: StubPlatform, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs `ebb …` in this process with the stand-in's home."""
-
-    def run(*arguments: str) -> Result:
-        monkeypatch.setenv("EBB_HOME", str(platform.home))
-        monkeypatch.setattr(sys, "argv", ["ebb", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            command_line.main()
-        captured = capsys.readouterr()
-        code = stopped.value.code
-        return Result(code if isinstance(code, int) else 0 if code is None else 1, captured.out, captured.err)
-
-    return run
 
 
 def test_ps_lists_endpoints_as_json_and_as_a_table(ebb: Any, platform: StubPlatform) -> None:

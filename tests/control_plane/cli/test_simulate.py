@@ -10,7 +10,7 @@ import pytest
 from control_plane.cli import main as command_line
 from control_plane.cli import simulate
 from control_plane.simulator.policies import POLICIES
-from tests.control_plane.cli.test_commands import Result
+from tests.control_plane.cli.conftest import Result
 
 FIELDS = [
     *("policy", "hit_share", "ideal_same_caches", "ideal_infinite", "max_over_mean_load"),
