@@ -29,6 +29,8 @@ class LoadOptions:
     max_num_batched_tokens: int = 512
     kv_cache_bytes: int = 0
     threads: int = 0
+    overlap: bool = True
+    """On a CPU: the engine prepares a step while the one before it runs."""
 
     @property
     def num_threads(self) -> int:
