@@ -29,8 +29,8 @@ UNPACED = 1e9
 class CaseResult:
     """Times in ms, rates in tokens a second over all streams, memory in MB. `step_ms` splits a decode step.
 
-    `host` is what the step waits for the engine, `packing` for the executor's Python. `hidden_ms` of a decode step is host
-    work done while the device ran.
+    `host` is what the step waits for the engine, `packing` for the executor's Python. `hidden_ms`: what the
+    host did of a decode step while the device ran.
     """
 
     concurrency: int

@@ -222,7 +222,7 @@ class Engine:
             if meanwhile is not None:
                 meanwhile()
             self.scheduler.foresee(batch, began)
-        except Exception as error:  # no fault of the executor, which must not hear of it
+        except Exception as error:  # noqa: BLE001  the step raises it: the executor must not take it for its own
             self._in_doubt = error
         self._overlapped_s += self._clock() - began
 

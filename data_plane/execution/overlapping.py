@@ -64,7 +64,7 @@ def _serve(work: SimpleQueue[Callable[[], None]], done: SimpleQueue[BaseExceptio
         failure: BaseException | None = None
         try:
             call()
-        except BaseException as error:  # it belongs to whoever gave the work
+        except BaseException as error:  # noqa: BLE001  `run_while` raises it
             failure = error
         # neither the work nor what it holds is to live on until the next step
         del call

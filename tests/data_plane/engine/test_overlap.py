@@ -1,4 +1,4 @@
-"""Host work during the device's step: what is done then, and that it changes no answer and leaves the books in order."""
+"""Host work during the device's step: what is done then, and that it changes no answer and no book."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -76,6 +76,11 @@ def run(engine: Engine) -> dict[str, list[Output]]:
             got.setdefault(output.request_id, []).append(output)
         engine.check()
     return got
+
+
+def replace_request(engine: Engine, old: str, new: str, params: SamplingParams) -> None:
+    engine.abort(old)
+    engine.add(new, [7, 8], params)
 
 
 def tokens(outputs: Sequence[Output]) -> list[int | None]:
@@ -175,7 +180,7 @@ def test_an_abort_during_the_step_gets_no_more_tokens_and_frees_its_blocks() -> 
     engine.check()
     # one of the same name is another request, whatever the step that runs gives for the old one
     again = SamplingParams(max_tokens=2, seed=4, ignore_eos=True)
-    outputs = engine.step(lambda: (engine.abort("b"), engine.add("b", [7, 8], again)) and None)
+    outputs = engine.step(lambda: replace_request(engine, "b", "b", again))
     assert [(output.request_id, output.finish_reason) for output in outputs] == [("a", "abort")]
     got = run(engine)
     assert [(o.token_id, o.finish_reason) for o in got["b"]] == [
@@ -204,7 +209,7 @@ def test_a_failed_step_loses_its_own_requests_only() -> None:
     params = SamplingParams(max_tokens=4, seed=1, ignore_eos=True)
     engine.add("a", [5, 6], params)
     engine.add("b", [5, 6], params)
-    outputs = engine.step(lambda: (engine.abort("b"), engine.add("c", [5, 6], params)) and None)
+    outputs = engine.step(lambda: replace_request(engine, "b", "c", params))
     assert [(output.request_id, output.finish_reason) for output in outputs] == [("a", "error")]
     engine.check()
     got = run(engine)
