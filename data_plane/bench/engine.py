@@ -44,7 +44,7 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     engine.add_argument("--repeats", type=int, default=1, help="medians of so many runs")
     engine.add_argument("--mode", choices=("cases", "prefix", "mixed"), default="cases")
     engine.add_argument(
-        "--no-overlap", action="store_true", help="prepare a step only after the one before it, to compare"
+        "--overlap", choices=("auto", "on", "off"), default="auto", help="prepare a step while the one before it runs"
     )
     engine.add_argument("-o", "--output", choices=("table", "json"), default="table")
     return engine.parse_args(arguments)
@@ -71,7 +71,7 @@ def _measure(options: argparse.Namespace) -> int:
         max_num_seqs=max(32, streams),
         kv_cache_bytes=wanted,
         threads=options.threads,
-        overlap=not options.no_overlap,
+        overlap=None if options.overlap == "auto" else options.overlap == "on",
     )
     loaded = load(options.artifact, sizes)
     if options.mode != "cases":

@@ -69,7 +69,7 @@ def build(config: ModelConfig, source: Source, options: LoadOptions, backend: st
     weights = read_weights(config, source, threads)
     kv = _zeroed(engine.num_blocks * engine.block_size * bytes_per_token)
     decoder = Decoder(shape, weights, kv=kv, threads=threads, backend=backend)
-    runner = OverlappingRunner(decoder) if options.overlap else NativeRunner(decoder)
+    runner = OverlappingRunner(decoder) if options.overlaps else NativeRunner(decoder)
     return Loaded(runner, engine, config, f"native {backend or backend_name()}, {threads} threads")
 
 
