@@ -137,8 +137,8 @@ class Scheduler:
         """While `batch` runs: what can be done for the one after it before its tokens are known."""
         self._plan = None
         size = self.pool.block_size
-        if any(row.num_drafts or row.prompt_targets for row in batch.rows):
-            return  # how far they get, or what they want next, is not known
+        if any(row.num_drafts for row in batch.rows):
+            return  # how far they get is not known
         pairs = zip(batch.rows, self._in_flight, strict=True)
         rows = {row.request_id: row for row, request in pairs if request.is_running}
         decoding: list[Request] = []
