@@ -27,7 +27,11 @@ UNPACED = 1e9
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """Times in ms, rates in tokens a second over all streams, memory in MB. `step_ms` splits a decode step."""
+    """Times in ms, rates in tokens a second over all streams, memory in MB. `step_ms` splits a decode step.
+
+    `host` is what the step waits for the engine, `packing` for the executor's Python. `hidden_ms`: what the
+    host did of a decode step while the device ran.
+    """
 
     concurrency: int
     prompt_tokens: int
@@ -39,6 +43,7 @@ class CaseResult:
     itl_p99_ms: float
     resident_mb: float
     step_ms: dict[str, float]
+    hidden_ms: float
 
 
 @dataclass(slots=True)
@@ -48,6 +53,8 @@ class _Marks:
     at: float
     steps: int
     host_s: float
+    executor_s: float
+    overlapped_s: float
     parts: dict[str, float]
 
 
@@ -122,7 +129,7 @@ def _marks(engine: Engine, loaded: Loaded, now: float) -> _Marks:
     runner = loaded.executor
     seconds = runner.decoder.seconds if isinstance(runner, NativeRunner) else None
     parts = {name: float(getattr(seconds, name)) for name in PARTS} if seconds is not None else {}
-    return _Marks(now, stats.steps, stats.host_s, parts)
+    return _Marks(now, stats.steps, stats.host_s, stats.executor_s, stats.overlapped_s, parts)
 
 
 def _result(line: Timeline, start: _Marks, end: _Marks, decoded: int, size: tuple[int, int, int]) -> CaseResult:
@@ -132,6 +139,8 @@ def _result(line: Timeline, start: _Marks, end: _Marks, decoded: int, size: tupl
     gaps = line.gaps(start.at, end.at) or [0.0]
     split = {"host": (end.host_s - start.host_s) / steps * 1e3}
     split |= {name: (end.parts[name] - start.parts[name]) / steps * 1e3 for name in end.parts}
+    if end.parts:
+        split["packing"] = (end.executor_s - start.executor_s) / steps * 1e3 - sum(split[name] for name in end.parts)
     return CaseResult(
         concurrency,
         prompt_tokens,
@@ -143,6 +152,7 @@ def _result(line: Timeline, start: _Marks, end: _Marks, decoded: int, size: tupl
         itl_p99_ms=percentile(gaps, 0.99) * 1e3,
         resident_mb=psutil.Process().memory_info().rss / 1e6,
         step_ms=split,
+        hidden_ms=(end.overlapped_s - start.overlapped_s) / steps * 1e3,
     )
 
 

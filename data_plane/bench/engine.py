@@ -43,6 +43,9 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     engine.add_argument("--threads", type=int, default=0, help="0: all cores")
     engine.add_argument("--repeats", type=int, default=1, help="medians of so many runs")
     engine.add_argument("--mode", choices=("cases", "prefix", "mixed"), default="cases")
+    engine.add_argument(
+        "--overlap", choices=("auto", "on", "off"), default="auto", help="prepare a step while the one before it runs"
+    )
     engine.add_argument("-o", "--output", choices=("table", "json"), default="table")
     return engine.parse_args(arguments)
 
@@ -64,7 +67,12 @@ def _measure(options: argparse.Namespace) -> int:
     config = artifact.config
     # room for the largest case, so that none is preempted
     wanted = (streams * (longest + 32) if longest else 32768) * config.kv_elements_per_token * 4
-    sizes = LoadOptions(max_num_seqs=max(32, streams), kv_cache_bytes=wanted, threads=options.threads)
+    sizes = LoadOptions(
+        max_num_seqs=max(32, streams),
+        kv_cache_bytes=wanted,
+        threads=options.threads,
+        overlap=None if options.overlap == "auto" else options.overlap == "on",
+    )
     loaded = load(options.artifact, sizes)
     if options.mode != "cases":
         result = (run_prefix if options.mode == "prefix" else run_mixed)(loaded)
@@ -126,7 +134,7 @@ def _introduction(loaded: Loaded, machine: Machine | None, name: str) -> str:
             f"on {machine.threads} threads; 'of bound' is our decode rate against what these two allow"
         )
     heads = ("streams", "prompt", "prefill/s", "decode/s", "ttft ms", "itl p50", "itl p99", "MB", "of bound")
-    steps = "  step ms: matmul attention sampling rest host"
+    steps = "  step ms: matmul attention sampling rest packing host (hidden)"
     return "\n".join([*lines, "", " ".join(f"{head:>9}" for head in heads) + steps])
 
 
@@ -135,8 +143,8 @@ def _row(case: dict[str, Any]) -> str:
     numbers = [case["prefill_tps"], case["decode_tps"], case["ttft_ms"], case["itl_p50_ms"], case["itl_p99_ms"]]
     cells = [str(case["concurrency"]), str(case["prompt_tokens"]), *[f"{number:.1f}" for number in numbers]]
     cells += [f"{case['resident_mb']:.0f}", bound]
-    parts = [case["step_ms"].get(part) for part in ("matmul", "attention", "sampling", "rest", "host")]
-    split = " ".join("-" if part is None else f"{part:.2f}" for part in parts)
+    parts = [case["step_ms"].get(part) for part in ("matmul", "attention", "sampling", "rest", "packing", "host")]
+    split = " ".join("-" if part is None else f"{part:.2f}" for part in parts) + f" ({case['hidden_ms']:.2f})"
     return " ".join(f"{cell:>9}" for cell in cells) + "           " + split
 
 

@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from data_plane.engine.batch import Batch, Sampled
 from data_plane.engine.config import EngineConfig
@@ -29,11 +29,25 @@ class Executor(Protocol):
         ...
 
 
+@runtime_checkable
+class OverlappingExecutor(Executor, Protocol):
+    """One whose device leaves the host free: while a batch runs, the engine prepares the next one."""
+
+    def run_while(self, batch: Batch, work: Callable[[], None]) -> list[Sampled]:
+        """As `run`; calls `work` once, as soon as the device is busy, and returns when both are done.
+
+        Batches run one after the other, and of `batch` nothing but its own tokens and blocks is read after `work`
+        began. It may be called in another thread.
+        """
+        ...
+
+
 @dataclass(slots=True)
 class EngineStats:
     """The engine now, and its counters since it was made. `kv_usage` is the share of blocks held, 0 to 1.
 
-    `host_s` is what the steps spent outside the executor, `executor_s` inside. Prefix cache counters are in tokens of
+    `host_s` is what the steps spent outside the executor, `executor_s` inside, and `overlapped_s` what the host did
+    during the latter; `foreseen_steps` had their batch planned so. Prefix cache counters are in tokens of
     prompts. Not to be changed; unfrozen because one is made in each step.
     """
 
@@ -57,6 +71,8 @@ class EngineStats:
     num_accepted_tokens: int
     host_s: float
     executor_s: float
+    overlapped_s: float
+    foreseen_steps: int
     pending_prompt_tokens: int
     """Of all requests here, not computed and not cached."""
     prefill_tokens_per_s: float | None
@@ -86,7 +102,9 @@ class Engine:
         self._arrivals = 0
         self._batch_tokens = self._batch_rows = 0
         self._steps = self._failed_steps = self._computed_tokens = self._generated_tokens = 0
-        self._host_s = self._executor_s = 0.0
+        self._host_s = self._executor_s = self._overlapped_s = 0.0
+        self._overlapping = executor if isinstance(executor, OverlappingExecutor) else None
+        self._in_doubt: Exception | None = None
 
     def add(
         self,
@@ -171,19 +189,25 @@ class Engine:
             self.scheduler.remove(request)
             self._ended.append(Output(request_id, None, "abort"))
 
-    def step(self) -> list[Output]:
-        """One step: schedule, run, commit."""
+    def step(self, meanwhile: Callable[[], None] | None = None) -> list[Output]:
+        """One step: schedule, run, commit.
+
+        An executor that can be overlapped calls `meanwhile`, perhaps in another thread, while the batch runs: what it
+        adds may be in the next batch, what it aborts gets no more tokens. Others do not call it.
+        """
         outputs, self._ended = self._ended, []
         began = self._clock()
-        batch = self.scheduler.schedule(began)
+        batch = self.scheduler.next_batch(began)
         self._batch_tokens, self._batch_rows = batch.num_tokens, len(batch.rows)
         if not batch:
             return outputs
         started = self._clock()
-        results = self._run(batch)
+        results = self._run(batch, meanwhile)
         ended = self._clock()
+        if self._in_doubt is not None:
+            raise self._in_doubt
         if isinstance(results, str):
-            return outputs + self._fail(batch, results)
+            return outputs + self._fail(results)
         self._note(batch, ended - started)
         made = self.scheduler.commit(batch, results, ended)
         self._generated_tokens += sum(output.token_id is not None for output in made)
@@ -191,11 +215,25 @@ class Engine:
         self._host_s += self._clock() - began - (ended - started)
         return outputs + made
 
-    def _run(self, batch: Batch) -> list[Sampled] | str:
+    def _prepare(self, batch: Batch, meanwhile: Callable[[], None] | None) -> None:
+        """The host's work while `batch` runs."""
+        began = self._clock()
+        try:
+            if meanwhile is not None:
+                meanwhile()
+            self.scheduler.foresee(batch, began)
+        except Exception as error:  # noqa: BLE001  the step raises it: the executor must not take it for its own
+            self._in_doubt = error
+        self._overlapped_s += self._clock() - began
+
+    def _run(self, batch: Batch, meanwhile: Callable[[], None] | None) -> list[Sampled] | str:
         """The results, or why there are none."""
         self._steps += 1
         try:
-            results = self.executor.run(batch)
+            if self._overlapping is None:
+                results = self.executor.run(batch)
+            else:
+                results = self._overlapping.run_while(batch, lambda: self._prepare(batch, meanwhile))
             if len(results) != len(batch.rows):
                 raise RuntimeError(f"the executor gave {len(results)} results for {len(batch.rows)} rows")
         except Exception as error:
@@ -210,10 +248,11 @@ class Engine:
         self._computed_tokens += self._batch_tokens
         self.scheduler.times.observe(decoded, self._batch_tokens - decoded, seconds)
 
-    def _fail(self, batch: Batch, message: str) -> list[Output]:
-        for row in batch.rows:
-            self.scheduler.remove(self.scheduler.requests[row.request_id])
-        return [Output(row.request_id, None, "error", error=message) for row in batch.rows]
+    def _fail(self, message: str) -> list[Output]:
+        failed = self.scheduler.in_flight
+        for request in failed:
+            self.scheduler.remove(request)
+        return [Output(request.request_id, None, "error", error=message) for request in failed]
 
     @property
     def has_work(self) -> bool:
@@ -249,6 +288,8 @@ class Engine:
             num_accepted_tokens=scheduler.num_right,
             host_s=self._host_s,
             executor_s=self._executor_s,
+            overlapped_s=self._overlapped_s,
+            foreseen_steps=scheduler.num_foreseen,
             pending_prompt_tokens=scheduler.num_pending,
             prefill_tokens_per_s=scheduler.times.prefill_tokens_per_s,
             decode_tokens_per_s=scheduler.times.decode_tokens_per_s,

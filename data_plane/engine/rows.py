@@ -34,6 +34,22 @@ def make_row(request: Request, count: int, guesses: Sequence[int] = ()) -> Row:
     return row
 
 
+def foresee_row(request: Request, row: Row) -> Row:
+    """The row of one token after `row`, which runs and gives that token: whoever uses it first sets `tokens`."""
+    return Row(
+        request.request_id,
+        (),
+        row.stop,
+        request.blocks,
+        request.params,
+        request.seed,
+        wants_token=True,
+        forbidden_ids=request.ending_ids if len(request.tokens) + 1 < request.fixed_length else _NONE,
+        output_counts=request.output_counts if request.has_penalties else None,
+        prompt_ids=request.prompt_ids,
+    )
+
+
 def take_in(request: Request, row: Row, result: Sampled, now: float) -> list[Output]:
     """Enters what `row` gave into its request; what came of it. Afterwards `finish_reason` says whether it ended."""
     if result.error is not None:

@@ -2,10 +2,15 @@
 
 One rule: let `num_computed` of the requests catch up with their `num_tokens`, within one budget of tokens a step;
 decodes first, since somebody is reading along. Knows nothing of the executor, tensors or text, and is told the time.
+
+While a batch runs, `foresee` may plan the next one as if no request ended but those whose length is reached: blocks,
+admissions and rows do not depend on which tokens come. A plan that what happened meanwhile has made worse than a new
+one is dropped, and what it has allocated stays with its requests.
 """
 
 from bisect import insort
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from data_plane.engine.batch import Batch, Row, Sampled
 from data_plane.engine.blocks import BlockPool
@@ -14,9 +19,18 @@ from data_plane.engine.outputs import Output
 from data_plane.engine.pacing import StepTimes
 from data_plane.engine.prefix_cache import PrefixCache
 from data_plane.engine.request import Request
-from data_plane.engine.rows import make_row, take_in
+from data_plane.engine.rows import foresee_row, make_row, take_in
 from data_plane.engine.speculation import Guesser
 from data_plane.engine.waiting import TURNS, Ledger, WaitingQueue, order
+
+
+@dataclass(slots=True)
+class _Plan:
+    """The next batch but for the tokens that the running one gives. Without `rows`: guesses depend on these tokens."""
+
+    decoding: list[Request]
+    rows: list[Row]
+    prompts: list[Row]
 
 
 class Scheduler:
@@ -38,19 +52,31 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_pending = 0
         """Tokens of prompts that are to be computed."""
+        self.num_foreseen = 0
+        """Batches that were planned while the one before them ran."""
         self._turn = 0
+        self._in_flight: list[Request] = []
+        """The requests of the last batch, row by row; some may have been removed since."""
+        self._plan: _Plan | None = None
         self.num_guesses = self.num_guessed = self.num_right = 0
         """Rows with guesses, guessed tokens, and those of them that were right."""
 
     def add(self, request: Request) -> None:
         """Queues a request that fits the limits of the configuration."""
+        self._plan = None
         self.requests[request.request_id] = request
         self.waiting.push(request)
         found = 0 if request.wants_prompt_logprobs else len(self.cache.match(request.chain))
         self._owe(request, request.num_prompt - found * self.pool.block_size)
 
     def remove(self, request: Request) -> None:
-        """Takes a request out, wherever it is, and frees its blocks. It leaves between two steps, never within one."""
+        """Takes a request out, wherever it is, and frees its blocks. What a running batch gives for it is dropped.
+
+        Its blocks may go to another at once, which uses them in the next batch: batches run one after the other.
+        """
+        if self.waiting:
+            # who waits may have its place in the very next batch
+            self._plan = None
         del self.requests[request.request_id]
         self._owe(request, 0)
         self.ledger.close(request.account)
@@ -74,8 +100,23 @@ class Scheduler:
         self.pool.free(request.blocks)
         request.blocks = []
 
-    def schedule(self, now: float) -> Batch:
-        """The next batch; an empty one when there is no work."""
+    def next_batch(self, now: float) -> Batch:
+        """What the next step computes; an empty batch when there is no work."""
+        plan, self._plan = self._plan, None
+        batch = self._schedule(now) if plan is None else self._carry_out(plan)
+        self._in_flight = [self.requests[row.request_id] for row in batch.rows]
+        return batch
+
+    @property
+    def in_flight(self) -> list[Request]:
+        """The requests of the last batch that are still here."""
+        return [request for request in self._in_flight if self._is_here(request)]
+
+    def _is_here(self, request: Request) -> bool:
+        # another may have come under the same id
+        return self.requests.get(request.request_id) is request
+
+    def _schedule(self, now: float) -> Batch:
         self._turn = (self._turn + 1) % TURNS
         preemptions_before = self.num_preemptions
         decoding = self._decoding()
@@ -87,11 +128,67 @@ class Scheduler:
             if budget:
                 prompts.append(make_row(request, min(budget, request.num_remaining)))
                 budget -= len(prompts[-1].tokens)
-        while budget and may_admit and (admitted := self._admit(now)):
-            prompts.append(make_row(admitted, min(budget, admitted.num_remaining)))
-            budget -= len(prompts[-1].tokens)
+        if may_admit:
+            prompts += self._admit_all(budget, now)
         rows = [make_row(request, 1) for request in decoding] if prompts else self._guessing_rows(decoding)
         return Batch((*rows, *prompts))
+
+    def foresee(self, batch: Batch, now: float) -> None:
+        """While `batch` runs: what can be done for the one after it before its tokens are known."""
+        self._plan = None
+        size = self.pool.block_size
+        if any(row.num_drafts for row in batch.rows):
+            return  # how far they get is not known
+        pairs = zip(batch.rows, self._in_flight, strict=True)
+        rows = {row.request_id: row for row, request in pairs if request.is_running}
+        decoding: list[Request] = []
+        has_prompts = is_prompt_left = False
+        for request in self.running:
+            row = rows.get(request.request_id)
+            if row is None:
+                is_prompt_left = True
+                continue
+            has_prompts = has_prompts or request.num_remaining > 1
+            if row.stop // size > request.chain.num_entered and self.config.enable_prefix_caching:
+                # `commit` will want the name: hashing is done here
+                request.chain.name(row.stop // size - 1)
+            if not row.wants_token:
+                is_prompt_left = is_prompt_left or row.stop < len(request.tokens)
+            elif len(request.tokens) + 1 < request.max_length:
+                decoding.append(request)
+        if not self._extend(decoding) or is_prompt_left:
+            return
+        prompts = self._admit_all(self._prompt_budget(len(decoding)), now)
+        if self.waiting and has_prompts:
+            return  # the head may wait for a prompt that is just being computed, and for no longer
+        if decoding or prompts:
+            may_guess = not prompts and self._may_guess(len(decoding))
+            foreseen = [] if may_guess else [foresee_row(request, rows[request.request_id]) for request in decoding]
+            self._plan = _Plan(decoding, foreseen, prompts)
+
+    def _extend(self, decoding: Sequence[Request]) -> bool:
+        """A block for the token after the one that is being computed; False where not all of them get theirs."""
+        for request in decoding:
+            missing = self.pool.blocks_for(len(request.tokens) + 1) - len(request.blocks)
+            if missing > self.pool.num_free:
+                return False  # it takes a preemption, unless one ends and frees its own
+            if missing > 0:
+                # a new list: the running batch reads the old one
+                request.blocks = [*request.blocks, *self.pool.allocate(missing)]
+        return True
+
+    def _carry_out(self, plan: _Plan) -> Batch:
+        self._turn = (self._turn + 1) % TURNS
+        self.num_foreseen += 1
+        if not plan.rows and not plan.prompts:
+            return Batch(tuple(self._guessing_rows([request for request in plan.decoding if request.is_running])))
+        rows: list[Row] = []
+        for request, row in zip(plan.decoding, plan.rows, strict=True):
+            if request.is_running:
+                row.tokens = request.tokens[-1:]
+                rows.append(row)
+        rows += [row for row in plan.prompts if row.request_id in self.requests]
+        return Batch(tuple(rows))
 
     def _decoding(self) -> list[Request]:
         """The requests that lack one token, each with a block for it."""
@@ -135,6 +232,14 @@ class Scheduler:
                 return False
         request.blocks += self.pool.allocate(missing)
         return True
+
+    def _admit_all(self, budget: int, now: float) -> list[Row]:
+        """Rows of those who wait, as many as have room, of at most `budget` tokens."""
+        rows: list[Row] = []
+        while budget and (admitted := self._admit(now)):
+            rows.append(make_row(admitted, min(budget, admitted.num_remaining)))
+            budget -= len(rows[-1].tokens)
+        return rows
 
     def _admit(self, now: float) -> Request | None:
         """Moves the head of the queue to the running ones if it may run and all its tokens have room.
@@ -185,10 +290,10 @@ class Scheduler:
 
     def _guessing_rows(self, decoding: Sequence[Request]) -> list[Row]:
         """Rows of one token, and of guesses at the next ones where there is room and they pay."""
-        config = self.config
-        room = min(config.max_speculative_batch, config.max_num_batched_tokens) - len(decoding)
-        if room <= 0 or not config.num_speculative_tokens:
+        if not self._may_guess(len(decoding)):
             return [make_row(request, 1) for request in decoding]
+        config = self.config
+        room = self._guessing_room(len(decoding))
         most = min(config.num_speculative_tokens, max(1, room // len(decoding))) if decoding else 0
         rows: list[Row] = []
         for request in decoding:
@@ -196,6 +301,12 @@ class Scheduler:
             room -= len(guesses)
             rows.append(make_row(request, 1, guesses))
         return rows
+
+    def _guessing_room(self, num_decoding: int) -> int:
+        return min(self.config.max_speculative_batch, self.config.max_num_batched_tokens) - num_decoding
+
+    def _may_guess(self, num_decoding: int) -> bool:
+        return self.config.num_speculative_tokens > 0 and self._guessing_room(num_decoding) > 0
 
     def _guesses(self, request: Request, most: int) -> list[int]:
         if request.has_penalties or request.wants_prompt_logprobs or request.num_tokens < request.fixed_length:
@@ -216,11 +327,15 @@ class Scheduler:
         return guesses
 
     def commit(self, batch: Batch, results: Sequence[Sampled], now: float) -> list[Output]:
-        """Enters the results of `batch` into its requests and says what came of each. Ended ones leave."""
+        """Enters the results of `batch`, the last one, into its requests and says what came of each. Ended ones leave.
+
+        Requests that were removed while it ran get nothing.
+        """
         outputs: list[Output] = []
         size = self.pool.block_size
-        for row, result in zip(batch.rows, results, strict=True):
-            request = self.requests[row.request_id]
+        for request, row, result in zip(self._in_flight, batch.rows, results, strict=True):
+            if not self._is_here(request):
+                continue
             request.account.served += len(row.tokens)
             outputs += take_in(request, row, result, now)
             if request.num_owed:

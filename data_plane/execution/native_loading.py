@@ -11,6 +11,7 @@ from data_plane.execution.cache_plan import free_cpu_bytes
 from data_plane.execution.loaded import Loaded, LoadOptions, size_engine
 from data_plane.execution.native_model import ArtifactSource, Source, fits, read_weights
 from data_plane.execution.native_runner import NativeRunner
+from data_plane.execution.overlapping import OverlappingRunner
 from data_plane.execution.warm_up import warm_up
 from data_plane.weights.errors import ArtifactError
 from data_plane.weights.layout import DTYPE_BYTES, ModelConfig
@@ -68,7 +69,8 @@ def build(config: ModelConfig, source: Source, options: LoadOptions, backend: st
     weights = read_weights(config, source, threads)
     kv = _zeroed(engine.num_blocks * engine.block_size * bytes_per_token)
     decoder = Decoder(shape, weights, kv=kv, threads=threads, backend=backend)
-    return Loaded(NativeRunner(decoder), engine, config, f"native {backend or backend_name()}, {threads} threads")
+    runner = OverlappingRunner(decoder) if options.overlaps else NativeRunner(decoder)
+    return Loaded(runner, engine, config, f"native {backend or backend_name()}, {threads} threads")
 
 
 def _zeroed(size: int) -> Array:

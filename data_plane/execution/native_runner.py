@@ -21,11 +21,18 @@ class NativeRunner:
 
     def run(self, batch: Batch) -> list[Sampled]:
         """One result for each row, in order."""
+        return self.compute(batch, self.pack(batch))
+
+    def pack(self, batch: Batch) -> StepInput:
+        """The batch as the decoder takes it."""
         builder = _Builder()
         for row in batch.rows:
             builder.add(row)
-        result = self.decoder.step(builder.work)
-        return _Reader(result).read(batch.rows)
+        return builder.work
+
+    def compute(self, batch: Batch, packed: StepInput) -> list[Sampled]:
+        """One result for each row of `batch`, whose `pack` is `packed`."""
+        return _Reader(self.decoder.step(packed)).read(batch.rows)
 
 
 class _Builder:

@@ -141,8 +141,7 @@ class EngineLoop:
     def _run(self) -> None:
         try:
             while (messages := self._wait()) is not None:
-                outputs = [refusal for message in messages if (refusal := self._apply(message)) is not None]
-                outputs += self._engine.step()
+                outputs = self._step(messages)
                 self._stats = self._engine.stats()
                 self._alive_at = time.monotonic()
                 self._post(self._deliver, outputs, self._stats, self._engine.take_changed_labels())
@@ -150,12 +149,25 @@ class EngineLoop:
             logger.exception("the engine's thread ended")
             self._post(self._die)
 
+    def _step(self, messages: Sequence[_Add | _Abort]) -> list[Output | Refusal]:
+        refusals = self._apply_all(messages)
+        outputs = self._engine.step(lambda: refusals.extend(self._apply_all(self._take_inbox())))
+        return [*refusals, *outputs]
+
     def _wait(self) -> list[_Add | _Abort] | None:
         with self._wake:
             while not (self._closed or self._inbox or self._engine.has_work):
                 self._wake.wait()
             messages, self._inbox = self._inbox, []
             return None if self._closed else messages
+
+    def _take_inbox(self) -> list[_Add | _Abort]:
+        with self._wake:
+            messages, self._inbox = self._inbox, []
+        return messages
+
+    def _apply_all(self, messages: Sequence[_Add | _Abort]) -> list[Output | Refusal]:
+        return [refusal for message in messages if (refusal := self._apply(message)) is not None]
 
     def _apply(self, message: _Add | _Abort) -> Output | Refusal | None:
         if isinstance(message, _Abort):

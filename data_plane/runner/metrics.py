@@ -24,6 +24,7 @@ _ENGINE_COUNTERS: list[tuple[str, str, Callable[[EngineStats], float]]] = [
     ("engine_steps", "Steps of the engine.", lambda now: now.steps),
     ("engine_host_seconds", "Time of the steps outside the model.", lambda now: now.host_s),
     ("engine_executor_seconds", "Time of the steps inside the model.", lambda now: now.executor_s),
+    ("engine_overlapped_seconds", "Host work done while the model ran.", lambda now: now.overlapped_s),
 ]
 
 
