@@ -15,7 +15,9 @@ from itertools import accumulate
 SHORTEST_S = 1.0
 """A shorter pause is no idleness: nothing can be put to sleep and woken in it."""
 LONGEST_S = 8 * 86400.0
-STEPS_TO_DOUBLE = 4
+STEPS_TO_DOUBLE = 8
+START_COSTS = 3.0
+"""Starting again after a sleep costs its memory's time and keeps the node from other work: so many times its length."""
 DAY_S = 86400.0
 PARTS_OF_DAY = 6
 HALF_LIFE_S = 7 * DAY_S
@@ -179,18 +181,19 @@ def _stretches(shares: Sequence[float], terms: Terms) -> list[tuple[int, int]]:
     """The bins to hold, as [first, last) pairs: the best way through them by dynamic programming.
 
     To hold a bin saves a start for each idle time that ends in it, and costs the time until they end. To hold after
-    having slept costs a start's time of memory as well.
+    having slept costs START_COSTS starts' time of memory as well.
     """
     still = [*reversed([*accumulate(reversed(shares))]), 0.0]
+    last = max((at for at, share in enumerate(shares) if share > 0.0), default=-1)
+    saved_s, again_s = terms.break_even_s, START_COSTS * terms.start_s
     held, slept = 0.0, 0.0  # the most that can be gained from here on, by the state in the bin before
     holds: list[tuple[bool, bool]] = []
-    for at in range(BINS - 1, -1, -1):
-        ends, width = shares[at], EDGES[at + 1] - EDGES[at]
-        gain = terms.break_even_s * ends - (still[at + 1] + ends / 2.0) * width
-        from_held = (gain + held, slept)
-        from_slept = (gain + held - terms.start_s * still[at], slept)
-        holds.append((from_held[0] > from_held[1], from_slept[0] > from_slept[1]))
-        held, slept = max(from_held), max(from_slept)
+    for at in range(last, -1, -1):
+        ends = shares[at]
+        kept = held + saved_s * ends - (still[at + 1] + ends / 2.0) * (EDGES[at + 1] - EDGES[at])
+        woken = kept - again_s * still[at]
+        holds.append((kept > slept, woken > slept))
+        held, slept = (kept if kept > slept else slept), (woken if woken > slept else slept)
     stretches: list[tuple[int, int]] = []
     is_held = True  # the replica that did the last work is there
     for at, (if_held, if_slept) in enumerate(reversed(holds)):

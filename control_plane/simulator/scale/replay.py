@@ -112,6 +112,9 @@ class Replay:
         decision = self._scaler.decide(endpoint, now)
         if decision.desired > endpoint.desired and endpoint.load:
             endpoint.last_wake_at = now
+        if decision.desired == 0 < endpoint.desired:  # when it is to be woken ahead is another question
+            endpoint.desired = 0
+            decision = self._scaler.decide(endpoint, now)
         endpoint.desired = decision.desired
         if decision.again_s != float("inf"):
             endpoint.timer += 1
