@@ -15,7 +15,10 @@ from control_plane.cli.output import print_json, print_table, stderr
 if TYPE_CHECKING:
     from control_plane.simulator.compare import Compared, Comparison
     from control_plane.simulator.figures import Figures
+    from control_plane.simulator.scale.compare import Compared as ScaleCompared
+    from control_plane.simulator.scale.compare import Comparison as ScaleComparison
 
+SCALE_POLICIES = "ebb,constant:60,constant:300,constant:900,knative"
 POLICIES = ("ebb", "chwbl", "tree", "round-robin", "least-load", "session")
 
 
@@ -25,6 +28,15 @@ class Format(StrEnum):
     mooncake = "mooncake"
     agentic = "agentic"
     synthetic = "synthetic"
+
+
+class ScaleFormat(StrEnum):
+    """How a trace of requests to many endpoints is written."""
+
+    gentd26 = "gentd26"
+    servegen = "servegen"
+    azure_functions = "azure-functions"
+    arena = "arena"
 
 
 app = typer.Typer(help="Replay traces through the very files that decide.", no_args_is_help=True)
@@ -75,8 +87,7 @@ def route(
     trace is a closed loop (the next request comes after the answer and the trace's think time), so there it is the
     starts of sessions that are spread, evenly at random.
     """
-    if plot is not None and find_spec("matplotlib") is None:
-        raise CliError("--plot needs matplotlib, which Ebb does without otherwise: pip install matplotlib.")
+    _check_plot(plot)
     from control_plane.simulator.compare import Comparison  # only who simulates pays for it
 
     names = _policies(policies)
@@ -91,6 +102,11 @@ def route(
         return
     stderr().print(result.title)
     _print(result.figures)
+
+
+def _check_plot(plot: Path | None) -> None:
+    if plot is not None and find_spec("matplotlib") is None:
+        raise CliError("--plot needs matplotlib, which Ebb does without otherwise: pip install matplotlib.")
 
 
 def _compared(asked: "Comparison", plot: Path | None) -> "Compared":
@@ -139,3 +155,82 @@ def _print(figures: "list[Figures]") -> None:
         for one in figures
     ]
     print_table(columns, rows, "No policy was replayed.")
+
+
+@app.command(
+    epilog=examples_of(
+        "ebb simulate scale --trace requests.csv.gz --format gentd26 --nodes 8",
+        "ebb simulate scale --trace rates.csv.gz --format servegen --policies ebb,constant:300 -o json",
+        "ebb simulate scale --trace calls.csv --format azure-functions --settings fleet.toml --plot scale.png",
+    )
+)
+def scale(
+    trace: Annotated[Path, typer.Option("--trace", metavar="FILE", help="The trace; may end in .gz.")],
+    format: Annotated[ScaleFormat, typer.Option("--format", help="How it is written.")],
+    nodes: Annotated[int, typer.Option("--nodes", min=1, max=1000, help="Nodes of the fleet.")] = 4,
+    policies: Annotated[str, typer.Option("--policies", help="Which to compare.")] = SCALE_POLICIES,
+    seed: Annotated[int, typer.Option("--seed", help="Of all that the trace leaves to chance.")] = 0,
+    settings: Annotated[
+        Path | None, typer.Option("--settings", metavar="FILE", help="TOML with the fleet's times; else Ebb's own.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="PNG", help="Draw the figures there.")] = None,
+    output: OutputOption = Output.table,
+) -> None:
+    """Replay a trace through the very files that say how many replicas there are and how long idle ones are kept.
+
+    cold_share is the share of requests that find no replica ready; wait the time from a request's arrival to its turn;
+    memory_hours are GB-hours, held from a replica's start to its end; slo_attainment is the share of requests that
+    wait no longer than the settings' slo_wait_s. An idle replica is evicted when an endpoint has none and no room.
+
+    Policies are ebb (keep-alive and waking ahead by each endpoint's own history), ebb:WORTH (the same, with WORTH
+    GB-seconds of memory for a second of waiting saved), constant:SECONDS, and knative (its autoscaler's defaults).
+    """
+    _check_plot(plot)
+    from control_plane.simulator.scale.compare import Comparison
+    from control_plane.simulator.scale.policies import check_name
+
+    names = tuple(dict.fromkeys(name.strip() for name in policies.split(",") if name.strip()))
+    try:
+        for name in names or ("nothing",):
+            check_name(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--policies") from error
+    result = _scaled(Comparison(trace, str(format), nodes, names, seed, settings), plot)
+    if output is Output.json:
+        print_json({"policies": [one.as_json() for one in result.figures]})
+        return
+    stderr().print(result.title)
+    columns = ("policy", "cold", "wait p50", "p95", "p99", "GB-hours", "replica-hours", "in SLO", "evictions")
+    rows = [
+        (
+            one.policy,
+            f"{one.cold_share:.2%}",
+            *(f"{seconds:.1f} s" for seconds in (one.wait_p50_s, one.wait_p95_s, one.wait_p99_s)),
+            *(f"{hours:,.1f}" for hours in (one.memory_hours, one.replica_hours)),
+            f"{one.slo_attainment:.2%}",
+            str(one.evictions),
+        )
+        for one in result.figures
+    ]
+    print_table(columns, rows, "No policy was replayed.")
+
+
+def _scaled(asked: "ScaleComparison", plot: Path | None) -> "ScaleCompared":
+    from control_plane.simulator.errors import SimulationError
+    from control_plane.simulator.scale.compare import compare
+    from control_plane.simulator.scale.plot import draw
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=stderr(), transient=True) as bars:
+            task = bars.add_task("reading the trace", total=None)
+
+            def on_progress(text: str, done: int, total: int | None) -> None:
+                bars.update(task, description=text, completed=done, total=total)
+
+            result = compare(asked, on_progress)
+        if plot is not None:
+            draw(result.figures, result.title, plot)
+    except SimulationError as error:
+        raise CliError(str(error)) from error
+    return result
