@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,7 @@ async def test_a_failed_engine_leaves_its_streams_to_others() -> None:
             client.post(one.url + PATHS["chat"], json={**CHAT, "stream": False}, headers=HEADERS)
         )
 
-        def broken() -> list[Output]:
+        def broken(_: Callable[[], None] | None = None) -> list[Output]:
             raise RuntimeError("the books do not balance")
 
         async with client.post(one.url + PATHS["chat"], data=body, headers=HEADERS) as answer:
