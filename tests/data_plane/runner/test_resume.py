@@ -214,7 +214,7 @@ async def test_a_failed_engine_leaves_its_streams_to_others() -> None:
             client.post(one.url + PATHS["chat"], json={**CHAT, "stream": False}, headers=HEADERS)
         )
 
-        def broken(_: Callable[[], None] | None = None) -> list[Output]:
+        def broken(meanwhile: Callable[[], None] | None = None) -> list[Output]:
             raise RuntimeError("the books do not balance")
 
         async with client.post(one.url + PATHS["chat"], data=body, headers=HEADERS) as answer:
