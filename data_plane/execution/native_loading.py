@@ -49,7 +49,15 @@ def load(artifact_dir: Path, options: LoadOptions, on_phase: Callable[[str], Non
 
 
 def build(config: ModelConfig, source: Source, options: LoadOptions, backend: str = "") -> Loaded:
-    """The executor over the tensors of `source`, which it keeps and does not copy where they are quantized."""
+    """The executor over the tensors of `source`, which it keeps and does not copy where they are quantized.
+
+    Raises ValueError for a model that `fits` says no to: the decoder would read past its rows and answer nonsense.
+    """
+    if not fits(config, {}):
+        raise ValueError(
+            f"The native decoder is not written for heads of {config.head_dim} and an intermediate size of "
+            f"{config.intermediate_size}: both must be multiples of 16. Load the model with EBB_CPU_PATH=torch."
+        )
     kv_dtype = "float32" if options.dtype == "float32" else "bfloat16"
     bytes_per_token = config.kv_elements_per_token * DTYPE_BYTES[kv_dtype]
     engine = size_engine(config, options, bytes_per_token, lambda length: free_cpu_bytes(bytes_per_token, length))

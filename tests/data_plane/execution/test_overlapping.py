@@ -15,22 +15,23 @@ from data_plane.execution.native_runner import NativeRunner
 from data_plane.execution.overlapping import OverlappingRunner
 from kernels.cpu.library import backend_name
 from tests.data_plane.models.tiny import make_tiny
+from tests.kernels.cpu.test_decoder import make_model
 
 
 @pytest.mark.skipif(not backend_name(), reason="the native decoder is not built")
 def test_answers_are_those_without_overlap() -> None:
-    tiny = make_tiny("llama")
-    arrays = {name: tensor.float().numpy() for name, tensor in tiny.tensors.items()}
+    model = make_model("llama", "float32")
+    arrays = {name: tensor.numpy() for name, tensor in model.tensors.items()}
 
     def answers(overlap: bool) -> tuple[dict[str, list[Output]], int]:
         options = LoadOptions(
             dtype="float32", max_model_len=128, max_num_seqs=4, kv_cache_bytes=4 << 20, threads=1, overlap=overlap
         )
-        loaded = build(tiny.config, ArraySource(arrays), options)
+        loaded = build(model.config, ArraySource(arrays), options)
         assert isinstance(loaded.executor, OverlappingRunner if overlap else NativeRunner)
         config = replace(loaded.config, eos_token_ids=frozenset({7}))
-        # the sizes of the prompts' chunks follow from the clock: without one both have the same
-        engine = Engine(config, loaded.executor, clock=lambda: 0.0)
+        # the sizes of the prompts' chunks follow from the time that steps take: they are others each time
+        engine = Engine(config, loaded.executor)
         for at in range(6):
             params = SamplingParams(max_tokens=20 + at, temperature=0.7 * (at % 2), seed=at, frequency_penalty=at % 3)
             engine.add(str(at), [at + 1, *range(20 + 7 * at)], params)
@@ -49,6 +50,12 @@ def test_answers_are_those_without_overlap() -> None:
     assert told[0] == told[1]
     assert len(told[0]) == 6
     assert none == 0 < some
+
+
+def test_a_model_that_the_decoder_is_not_written_for_is_refused() -> None:
+    config = make_tiny("llama").config
+    with pytest.raises(ValueError, match="heads of 10"):
+        build(config, ArraySource({}), LoadOptions())
 
 
 def test_the_engine_works_beside_the_decoder_where_a_core_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
