@@ -40,13 +40,6 @@ class OverlappingRunner(NativeRunner):
             raise failure
         return results
 
-    def close(self) -> None:
-        """Ends the thread."""
-        if self._helper is not None:
-            self._work.put(_end)
-            self._helper.join()
-            self._helper = None
-
     def __del__(self) -> None:
         if getattr(self, "_helper", None) is not None:
             self._work.put(_end)

@@ -11,6 +11,8 @@ from http import HTTPStatus
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
+from data_plane.router.http1 import head_bytes
+
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _BODILESS = (204, 304)
 
@@ -23,31 +25,35 @@ class _Answer(web.StreamResponse):
         self._own = headers
         self._head = b""
         self._writer: AbstractStreamWriter | None = None
-        if headers.get("connection", "").lower() == "close":
-            self.force_close()
+        self._stays = headers.get("connection", "").lower() != "close"
 
     @property
     def prepared(self) -> bool:
         """Whether it has begun."""
         return self._writer is not None
 
+    @property
+    def keep_alive(self) -> bool:
+        """Whether the connection may serve another request."""
+        return self._stays
+
+    def force_close(self) -> None:
+        """The connection ends with this answer."""
+        self._stays = False
+
     def _begin(self, request: web.BaseRequest, *framing: str) -> AbstractStreamWriter:
         """Draws the head. ValueError for a header with the end of a line in it: such an answer is not sent."""
-        if self._keep_alive is None:
-            self._keep_alive = request.keep_alive
+        self._stays = self._stays and request.keep_alive
         lines = [f"HTTP/1.1 {self.status} {_REASONS.get(self.status, '')}"]
         lines += [f"{name}: {value}" for name, value in self._own.items()]
         lines += framing
-        if not self._keep_alive:
+        if not self._stays:
             if "connection" not in self._own:
                 lines.append("connection: close")
         elif request.version != HttpVersion11:
             lines.append("connection: keep-alive")
         lines.append(f"date: {_date()}")
-        head = "\r\n".join(lines)
-        if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1 or "\0" in head:
-            raise ValueError("A header of an answer holds the end of a line.")
-        self._head = head.encode("utf-8", "surrogateescape") + b"\r\n\r\n"
+        self._head = head_bytes(lines)
         self._writer = request.writer
         return self._writer
 
@@ -72,13 +78,13 @@ class Whole(_Answer):
     async def write_eof(self, data: bytes = b"") -> None:
         """Nothing is left to send."""
         assert not data, "a whole answer has no more to say"
-        self._eof_sent = True
 
 
 class Stream(_Answer):
     """An answer in parts, as they come; chunked, or to an HTTP/1.0 client until the connection closes."""
 
     _is_chunked = True
+    _has_ended = False
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Begins: the head goes out with the first part."""
@@ -91,7 +97,7 @@ class Stream(_Answer):
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """One part; waits while the client has not taken what was sent before."""
-        assert self._writer is not None and not self._eof_sent, "a stream is written to between prepare and write_eof"
+        assert self._writer is not None and not self._has_ended, "a stream is written to between prepare and write_eof"
         if not data:
             return  # an empty chunk would be the end
         head, self._head = self._head, b""
@@ -99,13 +105,13 @@ class Stream(_Answer):
 
     async def write_eof(self, data: bytes = b"") -> None:
         """The end."""
-        if self._eof_sent:
+        if self._has_ended:
             return
         assert self._writer is not None, "a stream is prepared before it ends"
         if data:
             await self.write(data)
         head, self._head = self._head, b""
-        self._eof_sent = True
+        self._has_ended = True
         end = head + (b"0\r\n\r\n" if self._is_chunked else b"")
         if end:
             await self._writer.write(end)

@@ -1,10 +1,12 @@
-"""An HTTP/1.1 answer as bytes arrive: its head, its body without the framing, and whether all of it came. No I/O.
+"""HTTP/1.1 as bytes, without I/O: heads to send, and an answer as it arrives: its head, its body without the framing,
+and whether all of it came.
 
 Strict, because what is behind is a runner of ours: a length or chunks, never both, no folded headers, no extensions, no
 trailers. What it cannot be sure of is malformed, and the connection ends with it. Knows nothing of what a body holds.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 MOST_HEAD_BYTES = 64 << 10
@@ -19,6 +21,15 @@ _SIZE, _LAST = -1, -2
 
 class Malformed(Exception):
     """These bytes are no answer, or one that two readers could read differently."""
+
+
+def head_bytes(lines: Sequence[str]) -> bytes:
+    """The head of a request or of an answer, given its lines. ValueError for one with a line's end or a NUL in it: what
+    it holds would be read as something else than it was meant for."""
+    head = "\r\n".join(lines)
+    if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1 or "\0" in head:
+        raise ValueError("A header's value holds the end of a line: nothing is sent with it.")
+    return head.encode("utf-8", "surrogateescape") + b"\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)

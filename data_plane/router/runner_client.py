@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from data_plane.router.connections import Connection, ConnectionLost, Pool
-from data_plane.router.http1 import Head
+from data_plane.router.http1 import Head, head_bytes
 from data_plane.router.sse import EventCutter
 from data_plane.wire.errors import ErrorEnvelope
 from data_plane.wire.resume import DRAINING_CODE, ENGINE_DEAD_CODE, RESUMABLE_HEADER
@@ -186,10 +186,7 @@ def request_bytes(start: str, host: str, token: str, headers: Mapping[str, str],
     lines += [f"{name}: {value}" for name, value in headers.items()]
     if body is not None:
         lines.append(f"Content-Length: {len(body)}")
-    head = "\r\n".join(lines)
-    if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1 or "\0" in head:
-        raise ValueError("A header's value holds the end of a line: such a request is not sent.")
-    return head.encode() + b"\r\n\r\n" + (body or b"")
+    return head_bytes(lines) + (body or b"")
 
 
 async def _whole(connection: Connection) -> bytes:
