@@ -1,9 +1,10 @@
 """`ebb simulate`: what a decision would have done for a trace, without a machine to try it on."""
 
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -13,11 +14,11 @@ from control_plane.cli.options import Output, OutputOption, examples_of
 from control_plane.cli.output import print_json, print_table, stderr
 
 if TYPE_CHECKING:
-    from control_plane.simulator.compare import Compared, Comparison
     from control_plane.simulator.figures import Figures
-    from control_plane.simulator.scale.compare import Compared as ScaleCompared
-    from control_plane.simulator.scale.compare import Comparison as ScaleComparison
+    from control_plane.simulator.report import Compared, OnProgress, PolicyFigures
+    from control_plane.simulator.scale.compare import Figures as ScaleFigures
 
+F = TypeVar("F", bound="PolicyFigures")
 SCALE_POLICIES = "ebb,constant:60,constant:300,constant:900,knative"
 POLICIES = ("ebb", "chwbl", "tree", "round-robin", "least-load", "session")
 
@@ -88,20 +89,15 @@ def route(
     starts of sessions that are spread, evenly at random.
     """
     _check_plot(plot)
-    from control_plane.simulator.compare import Comparison  # only who simulates pays for it
+    from control_plane.simulator.compare import Comparison, compare  # only who simulates pays for it
+    from control_plane.simulator.plot import draw
 
-    names = _policies(policies)
-    result = _compared(
-        Comparison(
-            trace, str(format), replicas, cache_blocks, names, load, gateways, report_delay, unique, seed, settings
-        ),
-        plot,
+    names = _policies(policies, _check_route)
+    asked = Comparison(
+        trace, str(format), replicas, cache_blocks, names, load, gateways, report_delay, unique, seed, settings
     )
-    if output is Output.json:
-        print_json({"policies": [one.as_json() for one in result.figures]})
-        return
-    stderr().print(result.title)
-    _print(result.figures)
+    columns = ("policy", "hits", "of ideal", "ideal", "infinite", "max/mean load", "TTFT mean", "p50", "p99")
+    _tell(_compared(lambda progress: compare(asked, progress), draw, plot), output, columns, _route_row)
 
 
 def _check_plot(plot: Path | None) -> None:
@@ -109,10 +105,11 @@ def _check_plot(plot: Path | None) -> None:
         raise CliError("--plot needs matplotlib, which Ebb does without otherwise: pip install matplotlib.")
 
 
-def _compared(asked: "Comparison", plot: Path | None) -> "Compared":
-    from control_plane.simulator.compare import compare
+def _compared(
+    compare: "Callable[[OnProgress], Compared[F]]", draw: "Callable[[Sequence[F], str, Path], None]", plot: Path | None
+) -> "Compared[F]":
+    """The comparison, with its progress shown, and its picture at `plot`."""
     from control_plane.simulator.errors import SimulationError
-    from control_plane.simulator.plot import draw
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
@@ -122,7 +119,7 @@ def _compared(asked: "Comparison", plot: Path | None) -> "Compared":
             def on_progress(text: str, done: int, total: int | None) -> None:
                 bars.update(task, description=text, completed=done, total=total)
 
-            result = compare(asked, on_progress)
+            result = compare(on_progress)
         if plot is not None:
             draw(result.figures, result.title, plot)
     except SimulationError as error:
@@ -130,31 +127,41 @@ def _compared(asked: "Comparison", plot: Path | None) -> "Compared":
     return result
 
 
-def _policies(text: str) -> tuple[str, ...]:
+def _tell(
+    result: "Compared[F]", output: Output, columns: Sequence[str], row: "Callable[[F], Sequence[object]]"
+) -> None:
+    if output is Output.json:
+        return print_json({"policies": [one.as_json() for one in result.figures]})
+    stderr().print(result.title)
+    print_table(columns, [row(one) for one in result.figures], "No policy was replayed.")
+
+
+def _policies(text: str, check: Callable[[str], object]) -> tuple[str, ...]:
+    """The names in `text`; `check` raises ValueError for one that is none."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    unknown = [name for name in names if name not in POLICIES]
-    if unknown or not names:
-        raise typer.BadParameter(
-            f"{', '.join(unknown) or 'nothing'} is no policy; there are {', '.join(POLICIES)}.", param_hint="--policies"
-        )
+    try:
+        for name in names or ("",):
+            check(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--policies") from error
     return names
 
 
-def _print(figures: "list[Figures]") -> None:
-    columns = ("policy", "hits", "of ideal", "ideal", "infinite", "max/mean load", "TTFT mean", "p50", "p99")
-    rows = [
-        (
-            one.policy,
-            f"{one.hit_share:.1%}",
-            f"{one.hit_share / one.ideal_same_caches:.1%}" if one.ideal_same_caches else "-",
-            f"{one.ideal_same_caches:.1%}",
-            f"{one.ideal_infinite:.1%}",
-            f"{one.max_over_mean_load:.2f}",
-            *(f"{seconds:.3f} s" for seconds in (one.ttft_mean_s, one.ttft_p50_s, one.ttft_p99_s)),
-        )
-        for one in figures
-    ]
-    print_table(columns, rows, "No policy was replayed.")
+def _check_route(name: str) -> None:
+    if name not in POLICIES:
+        raise ValueError(f"'{name}' is no policy; there are {', '.join(POLICIES)}.")
+
+
+def _route_row(one: "Figures") -> Sequence[object]:
+    return (
+        one.policy,
+        f"{one.hit_share:.1%}",
+        f"{one.hit_share / one.ideal_same_caches:.1%}" if one.ideal_same_caches else "-",
+        f"{one.ideal_same_caches:.1%}",
+        f"{one.ideal_infinite:.1%}",
+        f"{one.max_over_mean_load:.2f}",
+        *(f"{seconds:.3f} s" for seconds in (one.ttft_mean_s, one.ttft_p50_s, one.ttft_p99_s)),
+    )
 
 
 @app.command(
@@ -186,51 +193,21 @@ def scale(
     GB-seconds of memory for a second of waiting saved), constant:SECONDS, and knative (its autoscaler's defaults).
     """
     _check_plot(plot)
-    from control_plane.simulator.scale.compare import Comparison
+    from control_plane.simulator.scale.compare import Comparison, compare
+    from control_plane.simulator.scale.plot import draw
     from control_plane.simulator.scale.policies import check_name
 
-    names = tuple(dict.fromkeys(name.strip() for name in policies.split(",") if name.strip()))
-    try:
-        for name in names or ("nothing",):
-            check_name(name)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--policies") from error
-    result = _scaled(Comparison(trace, str(format), nodes, names, seed, settings), plot)
-    if output is Output.json:
-        print_json({"policies": [one.as_json() for one in result.figures]})
-        return
-    stderr().print(result.title)
+    asked = Comparison(trace, str(format), nodes, _policies(policies, check_name), seed, settings)
     columns = ("policy", "cold", "wait p50", "p95", "p99", "GB-hours", "replica-hours", "in SLO", "evictions")
-    rows = [
-        (
-            one.policy,
-            f"{one.cold_share:.2%}",
-            *(f"{seconds:.1f} s" for seconds in (one.wait_p50_s, one.wait_p95_s, one.wait_p99_s)),
-            *(f"{hours:,.1f}" for hours in (one.memory_hours, one.replica_hours)),
-            f"{one.slo_attainment:.2%}",
-            str(one.evictions),
-        )
-        for one in result.figures
-    ]
-    print_table(columns, rows, "No policy was replayed.")
+    _tell(_compared(lambda progress: compare(asked, progress), draw, plot), output, columns, _scale_row)
 
 
-def _scaled(asked: "ScaleComparison", plot: Path | None) -> "ScaleCompared":
-    from control_plane.simulator.errors import SimulationError
-    from control_plane.simulator.scale.compare import compare
-    from control_plane.simulator.scale.plot import draw
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    try:
-        with Progress(*columns, console=stderr(), transient=True) as bars:
-            task = bars.add_task("reading the trace", total=None)
-
-            def on_progress(text: str, done: int, total: int | None) -> None:
-                bars.update(task, description=text, completed=done, total=total)
-
-            result = compare(asked, on_progress)
-        if plot is not None:
-            draw(result.figures, result.title, plot)
-    except SimulationError as error:
-        raise CliError(str(error)) from error
-    return result
+def _scale_row(one: "ScaleFigures") -> Sequence[object]:
+    return (
+        one.policy,
+        f"{one.cold_share:.2%}",
+        *(f"{seconds:.1f} s" for seconds in (one.wait_p50_s, one.wait_p95_s, one.wait_p99_s)),
+        *(f"{hours:,.1f}" for hours in (one.memory_hours, one.replica_hours)),
+        f"{one.slo_attainment:.2%}",
+        str(one.evictions),
+    )

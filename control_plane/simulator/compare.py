@@ -1,6 +1,5 @@
 """One comparison, from its trace to its figures: read, calibrate, replay each policy. Knows no command line."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +8,8 @@ from control_plane.simulator.formats import READERS
 from control_plane.simulator.ideal import at_load, infinite_share
 from control_plane.simulator.policies import POLICIES
 from control_plane.simulator.replay import Setting, replay
+from control_plane.simulator.report import Compared, OnProgress
 from control_plane.simulator.settings import read_settings
-
-OnProgress = Callable[[str, int, int | None], None]
-"""(what is being done, how much of it, of how much)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +29,7 @@ class Comparison:
     settings: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """The figures, and a line that says what they are of."""
-
-    figures: list[Figures]
-    title: str
-
-
-def compare(asked: Comparison, on_progress: OnProgress) -> Compared:
+def compare(asked: Comparison, on_progress: OnProgress) -> Compared[Figures]:
     """Replay every policy on the same workload. Raises SimulationError for files that cannot be used."""
     settings = read_settings(asked.settings)
     workload = READERS[asked.format](asked.trace, asked.seed)

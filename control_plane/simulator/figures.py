@@ -1,19 +1,18 @@
 """What a replay comes to: shares, loads and times of one policy. Arithmetic only."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import ceil
-from typing import Any
 
 from control_plane.simulator.ideal import Pool
 from control_plane.simulator.replay import Outcome
+from control_plane.simulator.report import PolicyFigures
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """One policy's results; see the fields' names in `ebb simulate route --help`."""
+class Figures(PolicyFigures):
+    """See the fields' names in `ebb simulate route --help`."""
 
-    policy: str
     hit_share: float
     ideal_same_caches: float
     ideal_infinite: float
@@ -21,10 +20,6 @@ class Figures:
     ttft_mean_s: float
     ttft_p50_s: float
     ttft_p99_s: float
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields, rounded to what they are worth."""
-        return {name: value if isinstance(value, str) else round(value, 6) for name, value in asdict(self).items()}
 
 
 def pooled_share(outcome: Outcome, pooled_blocks: int, block_tokens: int) -> float:

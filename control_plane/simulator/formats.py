@@ -7,9 +7,7 @@ sessions with the same sizes of both share. Session starts are not in the trace:
 synthetic: TOML that says how many sessions of which sizes to make up.
 """
 
-import gzip
 import tomllib
-import zlib
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 import msgspec
 
 from control_plane.simulator.errors import SimulationError
+from control_plane.simulator.files import opened
 from control_plane.simulator.workload import Request, Session, Workload
 
 MOONCAKE_BLOCK_TOKENS = 512
@@ -114,14 +113,12 @@ def _lines(path: Path, kind: type[Any]) -> Iterator[tuple[int, Any]]:
     decode = msgspec.json.Decoder(kind).decode
     number = 0
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with opened(path) as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, decode(line)
     except msgspec.MsgspecError as error:
         raise SimulationError(f"{path}, line {number}: {error}. Is --format the right one?") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise SimulationError(f"{path} cannot be read: {error}.") from error
     if not number:
         raise SimulationError(f"{path} is empty.")
 

@@ -1,12 +1,11 @@
 """The settings file of `ebb simulate`: what the simulated replicas are like. TOML; Ebb brings one."""
 
-import tomllib
-from importlib.resources import files
 from pathlib import Path
 
 import msgspec
 
 from control_plane.simulator.errors import SimulationError
+from control_plane.simulator.files import read_settings_file
 
 
 class ReplicaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,14 +30,7 @@ class ReplicaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def read_settings(path: Path | None) -> ReplicaSettings:
     """The settings in a file, or those that Ebb brings. Raises SimulationError where they cannot be used."""
-    name = str(path) if path else "replica.toml"
-    try:
-        text = (path or files("control_plane.simulator") / "replica.toml").read_text(encoding="utf-8")
-        settings = msgspec.convert(tomllib.loads(text), ReplicaSettings)
-    except OSError as error:
-        raise SimulationError(f"The settings {name} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        raise SimulationError(f"The settings {name} cannot be used: {error}. {_HOW}") from error
+    name, settings = read_settings_file(path, "replica.toml", ReplicaSettings, _HOW)
     if not (settings.prefill_tokens_per_s > 0 and settings.step_s > 0 and settings.report_every_s > 0):
         raise SimulationError(f"The settings {name} have a rate or time that is not positive. {_HOW}")
     if settings.batch < 1 or settings.step_tokens <= settings.batch:

@@ -1,19 +1,15 @@
 """One comparison of scaling policies, from its trace to its figures. Knows no command line."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from control_plane.simulator.errors import SimulationError
 from control_plane.simulator.figures import percentile
+from control_plane.simulator.report import Compared, OnProgress, PolicyFigures
 from control_plane.simulator.scale.formats import read_trace
 from control_plane.simulator.scale.policies import scaler_of
 from control_plane.simulator.scale.replay import Outcome, Replay
 from control_plane.simulator.scale.settings import FleetSettings, read_settings
-
-OnProgress = Callable[[str, int, int | None], None]
-"""(what is being done, how much of it, of how much)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +25,9 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """One policy's results; see the fields' names in `ebb simulate scale --help`."""
+class Figures(PolicyFigures):
+    """See the fields' names in `ebb simulate scale --help`."""
 
-    policy: str
     cold_share: float
     wait_p50_s: float
     wait_p95_s: float
@@ -42,20 +37,8 @@ class Figures:
     slo_attainment: float
     evictions: int
 
-    def as_json(self) -> dict[str, Any]:
-        """The fields, rounded to what they are worth."""
-        return {name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(self).items()}
 
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """The figures, and a line that says what they are of."""
-
-    figures: list[Figures]
-    title: str
-
-
-def compare(asked: Comparison, on_progress: OnProgress) -> Compared:
+def compare(asked: Comparison, on_progress: OnProgress) -> Compared[Figures]:
     """Replay every policy on the same trace. Raises SimulationError for files that cannot be used."""
     settings = read_settings(asked.settings)
     trace = read_trace(asked.trace, asked.format, settings, asked.seed)

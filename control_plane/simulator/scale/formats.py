@@ -7,17 +7,17 @@ arena: chat requests, CSV with lengths; the endpoint is the model.
 """
 
 import csv
-import gzip
 import math
-import zlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import TypeVar
 
 from control_plane.simulator.errors import SimulationError
+from control_plane.simulator.files import opened
 from control_plane.simulator.scale.settings import FleetSettings
 from control_plane.simulator.scale.workload import Arrival, Trace
 
@@ -131,8 +131,8 @@ def _parsed(path: Path, columns: tuple[str, ...], read: Callable[[Row], T]) -> I
     """Each row as `read` makes it. A file that ends in .gz is unpacked. Raises SimulationError."""
     line = 1
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            rows = csv.DictReader(file)
+        with opened(path) as file:
+            rows = csv.DictReader(TextIOWrapper(file, encoding="utf-8", newline=""))
             missing = [column for column in columns if column not in (rows.fieldnames or ())]
             if missing:
                 found = ", ".join(chain(rows.fieldnames or ("nothing",)))[:200]
@@ -144,8 +144,6 @@ def _parsed(path: Path, columns: tuple[str, ...], read: Callable[[Row], T]) -> I
                 yield read(row)
     except (ValueError, TypeError, KeyError, csv.Error) as error:
         raise SimulationError(f"{path}, line {line}: {error}. Is --format the right one?") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise SimulationError(f"{path} cannot be read: {error}.") from error
 
 
 READERS: dict[str, Callable[[Path, FleetSettings, int], Trace]] = {

@@ -1,12 +1,11 @@
 """The settings file of `ebb simulate scale`: the fleet that is assumed. TOML; Ebb brings one."""
 
-import tomllib
-from importlib.resources import files
 from pathlib import Path
 
 import msgspec
 
 from control_plane.simulator.errors import SimulationError
+from control_plane.simulator.files import read_settings_file
 
 
 class FleetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,14 +30,7 @@ class FleetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def read_settings(path: Path | None) -> FleetSettings:
     """The settings in a file, or those that Ebb brings. Raises SimulationError where they cannot be used."""
-    name = str(path) if path else "scale.toml"
-    try:
-        text = (path or files("control_plane.simulator") / "scale.toml").read_text(encoding="utf-8")
-        settings = msgspec.convert(tomllib.loads(text), FleetSettings)
-    except OSError as error:
-        raise SimulationError(f"The settings {name} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        raise SimulationError(f"The settings {name} cannot be used: {error}. {_HOW}") from error
+    name, settings = read_settings_file(path, "scale.toml", FleetSettings, _HOW)
     wrong = [field for field, value in msgspec.structs.asdict(settings).items() if not 0 < value < float("inf")]
     if wrong:
         raise SimulationError(f"The settings {name} have a value that is not positive for {', '.join(wrong)}.")

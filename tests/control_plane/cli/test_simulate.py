@@ -76,7 +76,7 @@ def test_what_cannot_be_used_is_told_in_a_sentence(run: Run, tmp_path: Path, mon
     result = run(trace=tmp_path / "none.jsonl", format="mooncake")
     assert (result.code, "cannot be read" in result.err) == (1, True)
     result = run("--policies", "ebb,magic")
-    assert (result.code, "magic is no policy" in result.err) == (2, True)
+    assert (result.code, "'magic' is no policy" in result.err) == (2, True)
 
     def finds_nothing(_name: str) -> None:
         return None

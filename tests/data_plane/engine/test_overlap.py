@@ -116,7 +116,6 @@ def test_the_next_step_is_prepared_while_the_device_runs() -> None:
         engine.check()
     assert all(device.waited), "the device waited in vain for the engine's work"
     assert engine.stats().foreseen_steps == engine.stats().steps - 1
-    device.close()
 
 
 def test_what_the_work_raises_is_no_fault_of_the_executor() -> None:
@@ -131,7 +130,6 @@ def test_what_the_work_raises_is_no_fault_of_the_executor() -> None:
     with pytest.raises(ZeroDivisionError):
         engine.step(meanwhile)
     assert engine.stats().failed_steps == 0
-    device.close()
 
 
 def test_blocks_are_named_and_allocated_ahead() -> None:
