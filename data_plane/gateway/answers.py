@@ -1,36 +1,24 @@
-"""Answers as bytes: a whole one in one write, a stream whose head goes out with its first event.
-
-They stand in for aiohttp's own, whose heads pass through a multidict, a dozen defaults and two writes: a tenth of all
-that a request costs here. Know nothing of what they carry.
-"""
+"""Answers as bytes: a whole one in one write, a stream whose head goes out with its first event. Know nothing of what
+they carry."""
 
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
 
-from aiohttp import HttpVersion11, web
-from aiohttp.abc import AbstractStreamWriter
-
+from data_plane.gateway.client_request import Request
 from data_plane.router.http1 import head_bytes
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _BODILESS = (204, 304)
 
 
-class _Answer(web.StreamResponse):
-    """What the server asks of any answer. Headers are named in lower case, each once."""
+class Answer:
+    """What is alike in all. Headers are named in lower case, each once."""
 
     def __init__(self, status: int, headers: Mapping[str, str]) -> None:
-        super().__init__(status=status)
-        self._own = headers
-        self._head = b""
-        self._writer: AbstractStreamWriter | None = None
+        self.status = status
+        self._headers = headers
         self._stays = headers.get("connection", "").lower() != "close"
-
-    @property
-    def prepared(self) -> bool:
-        """Whether it has begun."""
-        return self._writer is not None
 
     @property
     def keep_alive(self) -> bool:
@@ -41,80 +29,84 @@ class _Answer(web.StreamResponse):
         """The connection ends with this answer."""
         self._stays = False
 
-    def _begin(self, request: web.BaseRequest, *framing: str) -> AbstractStreamWriter:
-        """Draws the head. ValueError for a header with the end of a line in it: such an answer is not sent."""
-        self._stays = self._stays and request.keep_alive
+    def finish(self, request: Request) -> None:
+        """Send what is not sent yet. Raises ConnectionResetError where the client has gone."""
+        raise NotImplementedError
+
+    def _head(self, request: Request, *framing: str) -> bytes:
+        """ValueError for a header with the end of a line in it: such an answer is not sent."""
+        # the rest of a body that nobody read would be taken for the next request
+        self._stays = self._stays and request.keeps_alive and request.client.has_body
         lines = [f"HTTP/1.1 {self.status} {_REASONS.get(self.status, '')}"]
-        lines += [f"{name}: {value}" for name, value in self._own.items()]
+        lines += [f"{name}: {value}" for name, value in self._headers.items()]
         lines += framing
         if not self._stays:
-            if "connection" not in self._own:
+            if "connection" not in self._headers:
                 lines.append("connection: close")
-        elif request.version != HttpVersion11:
+        elif request.is_old:
             lines.append("connection: keep-alive")
         lines.append(f"date: {_date()}")
-        self._head = head_bytes(lines)
-        self._writer = request.writer
-        return self._writer
+        return head_bytes(lines)
 
 
-class Whole(_Answer):
-    """An answer that is there in full; it is sent when the server prepares it."""
+class Whole(Answer):
+    """An answer that is there in full."""
 
     def __init__(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         super().__init__(status, headers)
         self.content = body
 
-    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+    def finish(self, request: Request) -> None:
         """Sends all of it."""
-        if self._writer is not None:
-            return self._writer
         bodiless = self.status in _BODILESS
-        writer = self._begin(request, *([] if bodiless else [f"content-length: {len(self.content)}"]))
+        head = self._head(request, *([] if bodiless else [f"content-length: {len(self.content)}"]))
         is_sent = not bodiless and request.method != "HEAD"
-        await writer.write(self._head + self.content if is_sent else self._head)
-        return writer
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Nothing is left to send."""
-        assert not data, "a whole answer has no more to say"
+        request.client.send(head + self.content if is_sent else head)
 
 
-class Stream(_Answer):
-    """An answer in parts, as they come; chunked, or to an HTTP/1.0 client until the connection closes."""
+class Stream(Answer):
+    """An answer in parts, as they come; chunked, or to an HTTP/1.0 client until the connection closes. It begins with
+    its head drawn, which goes out with the first part."""
 
-    _is_chunked = True
-    _has_ended = False
-
-    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Begins: the head goes out with the first part."""
-        if self._writer is not None:
-            return self._writer
-        self._is_chunked = request.version == HttpVersion11
-        if not self._is_chunked:
+    def __init__(self, request: Request, status: int, headers: Mapping[str, str]) -> None:
+        super().__init__(status, headers)
+        self._client = request.client
+        self._is_chunked = not request.is_old
+        self._has_ended = False
+        if request.is_old:
             self.force_close()
-        return self._begin(request, *(["transfer-encoding: chunked"] if self._is_chunked else []))
+        self._unsent = self._head(request, *(["transfer-encoding: chunked"] if self._is_chunked else []))
 
-    async def write(self, data: bytes | bytearray | memoryview) -> None:
-        """One part; waits while the client has not taken what was sent before."""
-        assert self._writer is not None and not self._has_ended, "a stream is written to between prepare and write_eof"
-        if not data:
-            return  # an empty chunk would be the end
-        head, self._head = self._head, b""
-        await self._writer.write(b"%b%x\r\n%b\r\n" % (head, len(data), data) if self._is_chunked else head + data)
+    @property
+    def is_full(self) -> bool:
+        """Whether the client has not taken what was sent, so that more must wait."""
+        return self._client.is_full
 
-    async def write_eof(self, data: bytes = b"") -> None:
-        """The end."""
+    def send(self, data: bytes) -> None:
+        """One part, without waiting. Raises ConnectionResetError where the client has gone."""
+        assert not self._has_ended, "nothing follows a stream's end"
+        if data:  # an empty chunk would be the end
+            head, self._unsent = self._unsent, b""
+            self._client.send(b"%b%x\r\n%b\r\n" % (head, len(data), data) if self._is_chunked else head + data)
+
+    async def write(self, data: bytes) -> None:
+        """One part; waits while the client has not taken what was sent."""
+        self.send(data)
+        if self._client.is_full:
+            await self._client.room()
+
+    def end(self) -> None:
+        """The end. Raises ConnectionResetError where the client has gone."""
         if self._has_ended:
             return
-        assert self._writer is not None, "a stream is prepared before it ends"
-        if data:
-            await self.write(data)
-        head, self._head = self._head, b""
         self._has_ended = True
-        end = head + (b"0\r\n\r\n" if self._is_chunked else b"")
+        end = self._unsent + (b"0\r\n\r\n" if self._is_chunked else b"")
         if end:
-            await self._writer.write(end)
+            self._client.send(end)
+
+    def finish(self, request: Request) -> None:
+        """The end, if it is not sent."""
+        self.end()
 
 
 class _Clock:

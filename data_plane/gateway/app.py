@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 import structlog
-from aiohttp import web
 
 from data_plane.gateway import errors
 from data_plane.gateway.activation import Activation
 from data_plane.gateway.admission import Admission
+from data_plane.gateway.answers import Answer
 from data_plane.gateway.attempts import Attempts
 from data_plane.gateway.auth import Auth
 from data_plane.gateway.completions import Completions
@@ -38,9 +38,6 @@ from data_plane.router.table import RouteTable
 from data_plane.wire.errors import invalid
 from data_plane.wire.routes import GatewayState, WakeAnswer, WakeRequest
 
-BACKLOG = 4096
-"""Connections that may come in one moment: one that finds no room there is only tried again after a second. With 1,024
-a herd of 2,000 had 975 that were, with this none. The system's own limit (net.core.somaxconn) is the same."""
 _log = structlog.get_logger()
 
 
@@ -70,21 +67,17 @@ class Gateway:
         )
         self.attempts = Attempts(self.activation, self._runners, self.vitals, self.metrics, self._num_replicas)
         self._request_log = RequestLog(sys.stderr)
-        self.server = GatewayServer(
-            self._routes(), self.auth, settings.most_body_bytes, lambda: self.table.received, self._on_end
-        )
-        self._runner = web.ServerRunner(self.server, shutdown_timeout=1.0)
+        self.server = GatewayServer(self._routes(), self.auth, lambda: self.table.received, self._on_end)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def port(self) -> int:
         """The port it listens on, also where 0 was asked for."""
-        return int(self._runner.addresses[0][1])
+        return self.server.port
 
     async def start(self) -> None:
         """Listen, and follow the control plane. Raises OSError where the port is taken."""
-        await self._runner.setup()
-        await web.TCPSite(self._runner, self._settings.host, self._settings.port, backlog=BACKLOG).start()
+        await self.server.listen(self._settings.host, self._settings.port)
         waiting = self.activation.waiting
         reporter = DemandReporter(
             self._settings.name, self.demand, self.table, lambda id: waiting(id)[0], self._control
@@ -95,9 +88,7 @@ class Gateway:
 
     async def stop(self) -> None:
         """Leave: refuse what is new, tell who waits, finish streams within the drain limit, cut off the rest."""
-        self.server.leaving = True
-        for site in list(self._runner.sites):
-            await site.stop()
+        self.server.leave()
         self.activation.close()
         await self.server.wait_idle(self._settings.drain_s)
         if self.server.running:
@@ -109,7 +100,7 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.followers.close()
         await self.vitals.close()
-        await self._runner.cleanup()
+        self.server.close()
         await self._runners.close()
         await self._control.close()
         self._request_log.flush()
@@ -168,17 +159,17 @@ class Gateway:
         request = WakeRequest(self._settings.name, request_id, waiting, again_s)
         return await self._control.wake(endpoint_id, request)
 
-    async def _ready(self, exchange: Exchange, _endpoint: str | None) -> web.StreamResponse:
+    async def _ready(self, exchange: Exchange, _endpoint: str | None) -> Answer:
         if self.server.leaving:
             raise errors.shutting_down()
         if not self.table.received:
             raise errors.not_ready()
         return exchange.plain(200, b'{"status":"ready"}')
 
-    async def _metrics(self, exchange: Exchange, _endpoint: str | None) -> web.StreamResponse:
+    async def _metrics(self, exchange: Exchange, _endpoint: str | None) -> Answer:
         return exchange.plain(200, self.metrics.render(), {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
-    async def _recent(self, exchange: Exchange, _endpoint: str | None) -> web.StreamResponse:
+    async def _recent(self, exchange: Exchange, _endpoint: str | None) -> Answer:
         """The key's tenant's last requests: `?endpoint=` only of one, `?limit=` how many."""
         query = exchange.request.query
         limit = query.get("limit", "50")
@@ -247,7 +238,7 @@ class Gateway:
                 metrics.cold_start_seconds.labels(endpoint).observe(exchange.first_byte_s)
 
 
-async def _alive(exchange: Exchange, _endpoint: str | None) -> web.StreamResponse:
+async def _alive(exchange: Exchange, _endpoint: str | None) -> Answer:
     return exchange.plain(200, b'{"status":"ok"}')
 
 

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 
 import msgspec
-from aiohttp import web
 
 from data_plane.gateway import errors
 from data_plane.gateway.admission import Admission
+from data_plane.gateway.answers import Answer, Stream, Whole
 from data_plane.gateway.attempts import Attempts, Begun, Call, with_seed
 from data_plane.gateway.demand import Demand
 from data_plane.gateway.exchange import Exchange
@@ -27,9 +27,6 @@ from data_plane.wire.errors import ApiError, ErrorBody, ErrorEnvelope, invalid
 from data_plane.wire.openai import ChatRequest, CompletionRequest, parse_chat, parse_completion
 from data_plane.wire.prefix_chain import chain_of
 from data_plane.wire.routes import EndpointRoute
-
-SMALL_BYTES = 16_384
-"""Less than a transport takes before it makes its writer wait."""
 
 
 class Completions:
@@ -53,11 +50,11 @@ class Completions:
         self._metrics = metrics
         self._is_cut = is_cut
 
-    async def chat(self, exchange: Exchange, endpoint: str | None) -> web.StreamResponse:
+    async def chat(self, exchange: Exchange, endpoint: str | None) -> Answer:
         """POST …/v1/chat/completions."""
         return await self._serve(exchange, endpoint, parse_chat, "/v1/chat/completions")
 
-    async def complete(self, exchange: Exchange, endpoint: str | None) -> web.StreamResponse:
+    async def complete(self, exchange: Exchange, endpoint: str | None) -> Answer:
         """POST …/v1/completions."""
         return await self._serve(exchange, endpoint, parse_completion, "/v1/completions")
 
@@ -67,7 +64,7 @@ class Completions:
         endpoint: str | None,
         parse: Callable[[bytes], ChatRequest | CompletionRequest],
         path: str,
-    ) -> web.StreamResponse:
+    ) -> Answer:
         route = named_endpoint(self._table, exchange, endpoint) if endpoint else None
         raw = await exchange.body(self._settings.most_body_bytes, self._settings.body_timeout_s)
         hold_s = exchange.hold_s(self._settings.hold.default_hold_s)
@@ -85,16 +82,16 @@ class Completions:
             self._attempts.note_request(call)
             return await (self._stream(call) if parsed.stream else self._whole(call))
 
-    async def _whole(self, call: Call) -> web.StreamResponse:
+    async def _whole(self, call: Call) -> Answer:
         async with self._attempts.begun(call) as begun:
             body = begun.upstream.body
             if body is None:
                 raise errors.upstream_failed(call.route.name, 1, "it streamed what was not asked to be a stream")
             return self._pass_on(call, begun.upstream, body)
 
-    async def _stream(self, call: Call) -> web.StreamResponse:
+    async def _stream(self, call: Call) -> Answer:
         """A stream, from one replica or from several, one after the other."""
-        response: web.StreamResponse | None = None
+        response: Stream | None = None
         while True:
             try:
                 return await self._stream_on(call, response)
@@ -119,7 +116,7 @@ class Completions:
                 raise
             return errors.shutting_down().body
 
-    async def _stream_on(self, call: Call, response: web.StreamResponse | None) -> web.StreamResponse:
+    async def _stream_on(self, call: Call, response: Stream | None) -> Answer:
         """What one replica says of it. StreamLost where that is not all."""
         exchange = call.exchange
         failure: ApiError | None = None
@@ -149,7 +146,6 @@ class Completions:
                 return await _end_with(response, _error_event(self._note_upstream_error(call, body)))
             if response is None:
                 response = exchange.stream()
-                await response.prepare(exchange.request)
             else:
                 # its headers went out before there was this route to tell of
                 await response.write(sse.comment(f"x-ebb-route: {exchange.headers.get('x-ebb-route', '')}"))
@@ -157,7 +153,7 @@ class Completions:
             await self._relay(call, begun, response)
             return response
 
-    async def _relay(self, call: Call, begun: Begun, response: web.StreamResponse) -> None:
+    async def _relay(self, call: Call, begun: Begun, response: Stream) -> None:
         upstream, watch = begun.upstream, begun.watch
         journal = call.journal if upstream.is_marked else None
         try:
@@ -178,22 +174,21 @@ class Completions:
             call.exchange.outcome = "error"
         # Many clients hang up on [DONE]: by then they have all of the answer, so that is no cancellation.
         with contextlib.suppress(ConnectionError):
-            await response.write_eof()
+            response.end()
 
-    async def _write(self, call: Call, response: web.StreamResponse, events: bytes) -> None:
-        transport = call.exchange.request.transport
-        if transport is None or (len(events) < SMALL_BYTES and not transport.get_write_buffer_size()):
-            # it cannot wait, and a timer for each event would cost as much as passing it on
-            await response.write(events)
-            return
+    async def _write(self, call: Call, response: Stream, events: bytes) -> None:
+        response.send(events)
+        if not response.is_full:
+            return  # a timer for each event would cost as much as passing it on
+        client = call.exchange.request.client
         try:
             async with asyncio.timeout(self._settings.stream.stalled_s):
-                await response.write(events)
+                await client.room()
         except TimeoutError:
-            transport.abort()
+            client.abort()
             raise ConnectionResetError("the client took nothing for too long") from None
 
-    def _pass_on(self, call: Call, upstream: Upstream, body: bytes) -> web.StreamResponse:
+    def _pass_on(self, call: Call, upstream: Upstream, body: bytes) -> Whole:
         if upstream.status >= 400:
             self._note_upstream_error(call, body)
         else:
@@ -249,10 +244,10 @@ def endpoint_for(
     return found
 
 
-async def _end_with(response: web.StreamResponse, event: bytes) -> web.StreamResponse:
+async def _end_with(response: Stream, event: bytes) -> Stream:
     """The last event of a stream: what failed, and no [DONE], or just that where all the rest was sent."""
     await response.write(event)
-    await response.write_eof()
+    response.end()
     return response
 
 

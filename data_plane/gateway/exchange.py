@@ -8,9 +8,9 @@ import random
 import re
 from dataclasses import dataclass, field
 
-from aiohttp import web
-
 from data_plane.gateway.answers import Stream, Whole
+from data_plane.gateway.client_request import BodyTooLarge, Request
+from data_plane.router.http1 import Malformed
 from data_plane.router.lease import Lease
 from data_plane.wire.errors import ApiError, invalid
 from data_plane.wire.keys import KeyRecord
@@ -34,7 +34,7 @@ class Exchange:
     """Times are the loop's. `held_s` is None while the request was never held for a replica; `is_cold`: it was held for
     one to start. `key` is None until the request's key was found good."""
 
-    request: web.BaseRequest
+    request: Request
     request_id: str
     arrived: float
     tenant: str = ""
@@ -55,11 +55,11 @@ class Exchange:
     """The last place it had on a replica."""
     reason: str = ""
     headers: dict[str, str] = field(default_factory=dict[str, str])
-    response: web.StreamResponse | None = None
+    response: Stream | None = None
     """The stream that has begun."""
 
     @classmethod
-    def begin(cls, request: web.BaseRequest) -> "Exchange":
+    def begin(cls, request: Request) -> "Exchange":
         """A valid incoming request id is kept; every other request gets a new one."""
         given = request.headers.get("x-request-id", "")
         request_id = given if given and REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
@@ -119,26 +119,24 @@ class Exchange:
     async def body(self, most_bytes: int, timeout_s: float) -> bytes:
         """The request's body. ApiError 413 where it is too large, before more of it is read; 408 where it stalls;
         415 where it is compressed."""
-        coding = self.request.headers.get("Content-Encoding", "identity").strip().lower()
+        coding = self.request.headers.get("content-encoding", "identity").strip().lower()
         if coding not in ("", "identity"):
             raise _compressed(coding)
-        length = self.request.content_length
-        if length is not None and length > most_bytes:
+        if self.request.num_bytes is not None and self.request.num_bytes > most_bytes:
             raise _too_large(most_bytes)
-        if self.request.headers.get("Expect", "").lower() == "100-continue":
-            await self.request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self.request.writer.output_size = 0  # the interim answer is not the beginning of the answer
-        content = self.request.content
-        if content.is_eof() and length is not None:  # all of it came with the head: nothing to wait for
-            return content.read_nowait()
+        client = self.request.client
+        if self.request.headers.get("expect", "").lower() == "100-continue" and not client.has_body:
+            client.send_interim(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
+            if client.has_body:  # all of it came with the head: nothing to wait for
+                return await client.body(most_bytes)
             async with asyncio.timeout(timeout_s):
-                return await self.request.read()
-        except web.HTTPRequestEntityTooLarge:
+                return await client.body(most_bytes)
+        except BodyTooLarge:
             raise _too_large(most_bytes) from None
         except TimeoutError:
             raise ApiError(408, f"The body did not arrive within {timeout_s:.0f} s.", code="request_timeout") from None
-        except (web.RequestPayloadError, ValueError) as error:
+        except Malformed as error:
             raise invalid(f"The body could not be read: {error}.", code="invalid_body") from error
 
     def plain(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> Whole:
@@ -149,9 +147,9 @@ class Exchange:
         return Whole(status, body, {"content-type": "application/json", **given, **self.answer_headers()})
 
     def stream(self) -> Stream:
-        """An event stream, not begun yet."""
+        """An event stream; its head goes out with its first event."""
         self.status = 200
-        return Stream(200, {**STREAM_HEADERS, **self.answer_headers()})
+        return Stream(self.request, 200, {**STREAM_HEADERS, **self.answer_headers()})
 
     def refuse(self, error: ApiError) -> Whole:
         """An answer that is an error."""

@@ -5,10 +5,9 @@ from typing import Any
 from urllib.parse import unquote
 
 import msgspec
-from aiohttp import web
 
 from data_plane.gateway import errors
-from data_plane.gateway.answers import Whole
+from data_plane.gateway.answers import Answer, Whole
 from data_plane.gateway.attempts import MOST_TRIES
 from data_plane.gateway.completions import endpoint_for, named_endpoint
 from data_plane.gateway.exchange import Exchange
@@ -35,7 +34,7 @@ class Listing:
         self._in_flight = in_flight
         self._runners = runners
 
-    async def models(self, exchange: Exchange, endpoint: str | None) -> web.StreamResponse:
+    async def models(self, exchange: Exchange, endpoint: str | None) -> Answer:
         """GET …/v1/models: all endpoints of the tenant, or the one in the URL, asleep ones too."""
         if endpoint is None:
             routes = self._table.of_tenant(exchange.tenant)
@@ -43,13 +42,13 @@ class Listing:
             routes = [named_endpoint(self._table, exchange, endpoint)]
         return _json(exchange, {"object": "list", "data": [_model(route) for route in routes]})
 
-    async def model(self, exchange: Exchange, endpoint: str | None) -> web.StreamResponse:
+    async def model(self, exchange: Exchange, endpoint: str | None) -> Answer:
         """GET …/v1/models/{id}."""
-        name = unquote(exchange.request.rel_url.raw_path.partition("/v1/models/")[2])
+        name = unquote(exchange.request.path.partition("/v1/models/")[2])
         route = named_endpoint(self._table, exchange, endpoint) if endpoint else None
         return _json(exchange, _model(endpoint_for(self._table, exchange, route, name)))
 
-    async def health(self, exchange: Exchange, endpoint: str | None) -> web.StreamResponse:
+    async def health(self, exchange: Exchange, endpoint: str | None) -> Answer:
         """GET …/health: 200 for every endpoint that would be served, asleep or not; 503 for one that failed."""
         if endpoint is None:
             return _json(exchange, {"status": "ok"})
@@ -58,21 +57,21 @@ class Listing:
             raise errors.model_failed(route.name, route.reason)
         return _json(exchange, {"status": "ok", "state": route.state, "ready": len(route.replicas)})
 
-    async def tokenize(self, exchange: Exchange, endpoint: str | None) -> web.StreamResponse:
+    async def tokenize(self, exchange: Exchange, endpoint: str | None) -> Answer:
         """POST …/tokenize."""
         return await self._post(exchange, endpoint, "/tokenize")
 
-    async def detokenize(self, exchange: Exchange, endpoint: str | None) -> web.StreamResponse:
+    async def detokenize(self, exchange: Exchange, endpoint: str | None) -> Answer:
         """POST …/detokenize."""
         return await self._post(exchange, endpoint, "/detokenize")
 
-    async def tokenizer_info(self, exchange: Exchange, endpoint: str | None) -> web.StreamResponse:
+    async def tokenizer_info(self, exchange: Exchange, endpoint: str | None) -> Answer:
         """GET …/tokenizer_info; without an endpoint in the URL, of `?model=`."""
         route = named_endpoint(self._table, exchange, endpoint) if endpoint else None
         route = endpoint_for(self._table, exchange, route, exchange.request.query.get("model"))
         return await self._ask(exchange, route, "GET", "/tokenizer_info", None)
 
-    async def _post(self, exchange: Exchange, endpoint: str | None, path: str) -> web.StreamResponse:
+    async def _post(self, exchange: Exchange, endpoint: str | None, path: str) -> Answer:
         route = named_endpoint(self._table, exchange, endpoint) if endpoint else None
         raw = await exchange.body(self._settings.most_body_bytes, self._settings.body_timeout_s)
         fields = decode(raw, _OBJECT)
@@ -84,7 +83,7 @@ class Listing:
 
     async def _ask(
         self, exchange: Exchange, route: EndpointRoute, method: str, path: str, body: bytes | None
-    ) -> web.StreamResponse:
+    ) -> Answer:
         """One short question to any usable replica; another is asked where it is lost."""
         asked: set[str] = set()
         why = ""

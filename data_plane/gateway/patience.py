@@ -7,8 +7,7 @@ import asyncio
 from collections.abc import Callable
 from types import TracebackType
 
-from aiohttp import web
-
+from data_plane.gateway.answers import Stream
 from data_plane.gateway.exchange import Exchange
 from data_plane.gateway.settings import StreamManners
 from data_plane.router.sse import comment
@@ -22,7 +21,7 @@ class Patience:
         exchange: Exchange,
         manners: StreamManners,
         describe: Callable[[], str],
-        response: web.StreamResponse | None = None,
+        response: Stream | None = None,
     ) -> None:
         self.response = response
         self._exchange = exchange
@@ -60,7 +59,6 @@ class Patience:
         response = self.response
         if response is None:
             self.response = response = self._exchange.stream()
-            await response.prepare(self._exchange.request)
         while not self._over.is_set():
             await response.write(comment(self._describe()))
             try:

@@ -1,8 +1,7 @@
-"""HTTP/1.1 as bytes, without I/O: heads to send, and an answer as it arrives: its head, its body without the framing,
-and whether all of it came.
+"""HTTP/1.1 as bytes, without I/O: heads to send, a body as it arrives, without its framing, and an answer of a runner.
 
-Strict, because what is behind is a runner of ours: a length or chunks, never both, no folded headers, no extensions, no
-trailers. What it cannot be sure of is malformed, and the connection ends with it. Knows nothing of what a body holds.
+Strict: a length or chunks, never both, no folded headers, no extensions, no trailers. What it cannot be sure of is
+malformed, and the connection ends with it. Knows nothing of what a body holds.
 """
 
 import re
@@ -14,13 +13,13 @@ _MOST_SIZE_LINE = 16
 _HEX = b"0123456789abcdefABCDEF"
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n\0]*)?")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*?)[ \t]*")
-_DIGITS = re.compile(r"[0-9]{1,15}")
+DIGITS = re.compile(r"[0-9]{1,15}")
 _SIZE, _LAST = -1, -2
 """Where a chunked body is: before a size line, before its end; else how much of a chunk is left, 0 before its CRLF."""
 
 
 class Malformed(Exception):
-    """These bytes are no answer, or one that two readers could read differently."""
+    """These bytes are no message, or one that two readers could read differently."""
 
 
 def head_bytes(lines: Sequence[str]) -> bytes:
@@ -46,72 +45,27 @@ class Head:
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-class AnswerReader:
-    """`feed` it what the connection gives. `head` is None until it is there; `complete` when the body has ended."""
+class BodyReader:
+    """A body without its framing: `num_bytes` of it, or where that is None, chunks. `complete` when it has ended;
+    `rest` is then what came behind its end."""
 
-    def __init__(self) -> None:
-        self.head: Head | None = None
-        self.complete = False
-        self._rest = b""
-        self._left = 0
-        self._chunked = False
+    def __init__(self, num_bytes: int | None) -> None:
+        self.rest = b""
+        self.complete = num_bytes == 0
+        self._chunked = num_bytes is None
+        self._left = _SIZE if num_bytes is None else num_bytes
 
     def feed(self, data: bytes) -> bytes:
-        """The bytes of the body in `data`. Raises Malformed, also for bytes after the answer's end."""
-        if self._rest:
-            data = self._rest + data
-            self._rest = b""
-        while self.head is None:
-            end = data.find(b"\r\n\r\n")
-            if end < 0 or end > MOST_HEAD_BYTES:
-                if len(data) > MOST_HEAD_BYTES:
-                    raise Malformed(f"a head of more than {MOST_HEAD_BYTES} bytes")
-                self._rest = data
-                return b""
-            self._take_head(data[:end])
-            data = data[end + 4 :]
+        """The bytes of the body in `data`. Raises Malformed."""
         if self._chunked and not self.complete:
-            return self._unchunk(data)
-        if len(data) > self._left:
-            raise Malformed(f"{len(data) - self._left} bytes too many")
-        self._left -= len(data)
-        self.complete = self._left == 0
-        return data
-
-    def _take_head(self, raw: bytes) -> None:
-        first, *lines = raw.split(b"\r\n")
-        status = _STATUS.fullmatch(first)
-        if status is None:
-            raise Malformed(f"no status line: {first[:80]!r}")
-        headers: dict[str, str] = {}
-        for line in lines:
-            header = _HEADER.fullmatch(line)
-            if header is None:
-                raise Malformed(f"no header: {line[:80]!r}")
-            name, value = header[1].decode().lower(), header[2].decode("latin-1")
-            headers[name] = f"{headers[name]}, {value}" if name in headers else value
-        number = int(status[2])
-        if number == 101:
-            raise Malformed("it switched protocols")
-        if number < 200:  # an interim answer: the real one follows
-            return
-        options = headers.get("connection", "").lower()
-        self.head = Head(number, headers, status[1] == b"1" and "close" not in options)
-        self._choose_framing(number, headers)
-
-    def _choose_framing(self, status: int, headers: dict[str, str]) -> None:
-        length, coding = headers.get("content-length"), headers.get("transfer-encoding")
-        if coding is not None:
-            if length is not None or coding.lower() != "chunked":
-                raise Malformed(f"a body by 'transfer-encoding: {coding[:40]}' and a length of {length}")
-            self._chunked, self._left = True, _SIZE
-        elif length is not None:
-            if not _DIGITS.fullmatch(length):
-                raise Malformed(f"a length of {length[:40]!r}")
-            self._left = int(length)
-        elif status not in (204, 304):
-            # a body that ends with its connection cannot be told from one that broke off
-            raise Malformed("a body of unknown length")
+            return self._unchunk(self.rest + data if self.rest else data)
+        if len(data) <= self._left:
+            self._left -= len(data)
+            self.complete = self._left == 0
+            return data
+        piece, self.rest = data[: self._left], self.rest + data[self._left :]
+        self._left, self.complete = 0, True
+        return piece
 
     def _unchunk(self, data: bytes) -> bytes:
         pieces: list[bytes] = []
@@ -145,10 +99,75 @@ class AnswerReader:
                     break
                 left = _SIZE
         self._left = left
-        if self.complete and at < size:
-            raise Malformed(f"{size - at} bytes too many")
-        self._rest = data[at:]
+        self.rest = data[at:]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+class AnswerReader:
+    """`feed` it what the connection gives. `head` is None until it is there; `complete` when the body has ended."""
+
+    def __init__(self) -> None:
+        self.head: Head | None = None
+        self.complete = False
+        self._rest = b""
+        self._body: BodyReader | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        """The bytes of the body in `data`. Raises Malformed, also for bytes after the answer's end."""
+        body = self._body
+        if body is None:
+            data = self._rest + data if self._rest else data
+            while (body := self._body) is None:
+                end = data.find(b"\r\n\r\n")
+                if end < 0 or end > MOST_HEAD_BYTES:
+                    if len(data) > MOST_HEAD_BYTES:
+                        raise Malformed(f"a head of more than {MOST_HEAD_BYTES} bytes")
+                    self._rest = data
+                    return b""
+                self._take_head(data[:end])
+                data = data[end + 4 :]
+        piece = body.feed(data)
+        if body.complete:
+            self.complete = True
+            if body.rest:
+                raise Malformed(f"{len(body.rest)} bytes too many")
+        return piece
+
+    def _take_head(self, raw: bytes) -> None:
+        first, *lines = raw.split(b"\r\n")
+        status = _STATUS.fullmatch(first)
+        if status is None:
+            raise Malformed(f"no status line: {first[:80]!r}")
+        headers: dict[str, str] = {}
+        for line in lines:
+            header = _HEADER.fullmatch(line)
+            if header is None:
+                raise Malformed(f"no header: {line[:80]!r}")
+            name, value = header[1].decode().lower(), header[2].decode("latin-1")
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        number = int(status[2])
+        if number == 101:
+            raise Malformed("it switched protocols")
+        if number < 200:  # an interim answer: the real one follows
+            return
+        options = headers.get("connection", "").lower()
+        self.head = Head(number, headers, status[1] == b"1" and "close" not in options)
+        self._body = BodyReader(self._framing(number, headers))
+
+    def _framing(self, status: int, headers: dict[str, str]) -> int | None:
+        length, coding = headers.get("content-length"), headers.get("transfer-encoding")
+        if coding is not None:
+            if length is not None or coding.lower() != "chunked":
+                raise Malformed(f"a body by 'transfer-encoding: {coding[:40]}' and a length of {length}")
+            return None
+        if length is not None:
+            if not DIGITS.fullmatch(length):
+                raise Malformed(f"a length of {length[:40]!r}")
+            return int(length)
+        if status in (204, 304):
+            return 0
+        # a body that ends with its connection cannot be told from one that broke off
+        raise Malformed("a body of unknown length")
 
 
 def _chunk_size(line: bytes) -> int:

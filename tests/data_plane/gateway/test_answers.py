@@ -5,28 +5,36 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from aiohttp import web
 
-from data_plane.gateway.answers import Stream, Whole
+from data_plane.gateway.answers import Answer, Stream, Whole
+from data_plane.gateway.client_connection import ClientConnection
+from data_plane.gateway.client_request import Request
+from data_plane.router.http1 import Malformed
 
-Answer = Callable[[], web.StreamResponse]
+Make = Callable[[Request], Answer]
 
 
 @asynccontextmanager
-async def serving(make: Answer, parts: tuple[bytes, ...] = ()) -> AsyncGenerator[int]:
-    """A server whose every answer is `make()`, with `parts` written to it; its port."""
+async def serving(make: Make, parts: tuple[bytes, ...] = ()) -> AsyncGenerator[int]:
+    """A server whose every answer is made by `make`, with `parts` written to it; its port."""
 
-    async def handle(request: web.BaseRequest) -> web.StreamResponse:
-        answer = make()
-        if parts:
-            await answer.prepare(request)
+    async def handle(request: Request) -> Answer:
+        answer = make(request)
+        if isinstance(answer, Stream):
             for part in parts:
                 await answer.write(part)
         return answer
 
-    server = await asyncio.get_running_loop().create_server(web.Server(handle), "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
+    def refuse(_: Request, fault: Malformed) -> Answer:
+        return Whole(400, str(fault).encode(), {"connection": "close"})
+
+    known: set[ClientConnection] = set()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: ClientConnection(handle, refuse, known), "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+    for connection in list(known):
+        connection.abort()
 
 
 async def asked(port: int, *requests: bytes) -> bytes:
@@ -45,7 +53,7 @@ async def asked(port: int, *requests: bytes) -> bytes:
     return got
 
 
-def whole(**headers: str) -> Whole:
+def whole(_: Request | None = None, **headers: str) -> Whole:
     return Whole(200, b"{}", {"content-type": "application/json", **headers})
 
 
@@ -83,21 +91,23 @@ async def test_an_old_client_that_keeps_its_connection_is_told_so() -> None:
 
 
 async def test_an_answer_may_end_its_connection() -> None:
-    async with serving(lambda: whole(connection="close")) as port:
+    async with serving(lambda _: whole(connection="close")) as port:
         got = await asked(port, GET)
     assert got.lower().count(b"connection: close") == 1 and got.endswith(b"{}<closed>")
 
 
 @pytest.mark.parametrize(("status", "method"), [(200, b"HEAD"), (204, b"GET"), (304, b"GET")])
 async def test_no_body_where_none_may_be(status: int, method: bytes) -> None:
-    async with serving(lambda: Whole(status, b"{}", {})) as port:
+    async with serving(lambda _: Whole(status, b"{}", {})) as port:
         got = await asked(port, GET.replace(b"GET", method))
     assert got.endswith(b"\r\n\r\n")
     assert (b"content-length: 2" in got) == (status == 200)
 
 
 async def test_a_stream_is_chunked_and_its_head_comes_with_the_first_part() -> None:
-    async with serving(lambda: Stream(200, {"x-a": "1"}), (b"data: 1\n\n", b"", b"data: 2\n\n")) as port:
+    async with serving(
+        lambda request: Stream(request, 200, {"x-a": "1"}), (b"data: 1\n\n", b"", b"data: 2\n\n")
+    ) as port:
         got = await asked(port, GET)
     head, _, body = got.partition(b"\r\n\r\n")
     assert b"x-a: 1" in head and b"transfer-encoding: chunked" in head and b"content-length" not in head
@@ -105,13 +115,13 @@ async def test_a_stream_is_chunked_and_its_head_comes_with_the_first_part() -> N
 
 
 async def test_a_stream_without_parts_is_an_empty_answer() -> None:
-    async with serving(lambda: Stream(200, {})) as port:
+    async with serving(lambda request: Stream(request, 200, {})) as port:
         got = await asked(port, GET)
     assert got.endswith(b"\r\n\r\n0\r\n\r\n")
 
 
 async def test_an_old_client_gets_a_stream_until_its_connection_closes() -> None:
-    async with serving(lambda: Stream(200, {}), (b"one", b"two")) as port:
+    async with serving(lambda request: Stream(request, 200, {}), (b"one", b"two")) as port:
         got = await asked(port, OLD_KEPT)
     head, _, body = got.partition(b"\r\n\r\n")
     assert b"chunked" not in head and b"connection: close" in head and body == b"onetwo<closed>"
@@ -119,7 +129,8 @@ async def test_an_old_client_gets_a_stream_until_its_connection_closes() -> None
 
 @pytest.mark.parametrize("value", ["a\r\nset-cookie: b", "a\nb", "a\0b"])
 async def test_a_header_never_holds_the_end_of_a_line(value: str) -> None:
-    for make in (lambda: whole(x=value), lambda: Stream(200, {"x": value})):
+    makes: list[Make] = [lambda _: whole(x=value), lambda request: Stream(request, 200, {"x": value})]
+    for make in makes:
         async with serving(make) as port:
             got = await asked(port, GET)
         assert got == b"<closed>"

@@ -261,7 +261,7 @@ async def test_a_fault_of_ours_in_a_stream_breaks_it_off_and_begins_no_second_an
 
 @pytest.mark.parametrize("first", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["new", "kept alive"])
 async def test_a_head_that_never_ends_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch, first: bytes) -> None:
-    monkeypatch.setattr("data_plane.gateway.server.HEAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("data_plane.gateway.client_connection.HEAD_TIMEOUT_S", 0.2)
     reader, writer = await asyncio.open_connection("127.0.0.1", world.gateway.port)
     if first:
         writer.write(first)
@@ -274,7 +274,7 @@ async def test_a_head_that_never_ends_is_given_up(world: World, monkeypatch: pyt
 
 
 async def test_a_slow_answer_is_not_taken_for_a_slow_head(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_plane.gateway.server.HEAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("data_plane.gateway.client_connection.HEAD_TIMEOUT_S", 0.2)
     runner = await world.runner()
     runner.behaviour.delay_s = 0.6
     await world.live(runner)
