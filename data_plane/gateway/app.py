@@ -201,9 +201,9 @@ class Gateway:
         lease = exchange.lease
         if lease is not None:
             metrics = self.metrics
-            metrics.of(metrics.routes, exchange.endpoint, lease.reason).inc()
-            metrics.of(metrics.prompt_tokens, exchange.endpoint).inc(lease.prompt_tokens)
-            metrics.of(metrics.matched_tokens, exchange.endpoint).inc(lease.matched_tokens)
+            metrics.routes.add(exchange.endpoint, lease.reason)
+            metrics.prompt_tokens.add(exchange.endpoint, amount=lease.prompt_tokens)
+            metrics.matched_tokens.add(exchange.endpoint, amount=lease.matched_tokens)
         record = RequestRecord(
             time.time() - seconds,
             exchange.request_id,
@@ -220,22 +220,22 @@ class Gateway:
 
     def _measure(self, exchange: Exchange, seconds: float) -> None:
         metrics, endpoint = self.metrics, exchange.endpoint
-        metrics.of(metrics.requests, exchange.model, endpoint, str(exchange.status), exchange.outcome).inc()
+        metrics.requests.add(exchange.model, endpoint, str(exchange.status), exchange.outcome)
         if exchange.outcome == "cancelled":
-            metrics.cancellations.labels("running" if exchange.replica else "waiting").inc()
+            metrics.cancellations.add("running" if exchange.replica else "waiting")
         if exchange.reason and not exchange.replica:
-            metrics.rejections.labels(exchange.reason).inc()
+            metrics.rejections.add(exchange.reason)
         if not endpoint:
             return
-        metrics.of(metrics.request_seconds, endpoint).observe(seconds)
+        metrics.request_seconds.observe(endpoint, seconds)
         if exchange.first_byte_s is not None:
-            metrics.of(metrics.first_byte_seconds, endpoint).observe(exchange.first_byte_s)
+            metrics.first_byte_seconds.observe(endpoint, exchange.first_byte_s)
         if exchange.held_s is not None:
-            metrics.queue_wait_seconds.labels(endpoint).observe(exchange.held_s)
+            metrics.queue_wait_seconds.observe(endpoint, exchange.held_s)
         if exchange.held_s is not None and exchange.is_cold:
-            metrics.cold_starts.labels(endpoint, exchange.outcome).inc()
+            metrics.cold_starts.add(endpoint, exchange.outcome)
             if exchange.first_byte_s is not None:
-                metrics.cold_start_seconds.labels(endpoint).observe(exchange.first_byte_s)
+                metrics.cold_start_seconds.observe(endpoint, exchange.first_byte_s)
 
 
 async def _alive(exchange: Exchange, _endpoint: str | None) -> Answer:

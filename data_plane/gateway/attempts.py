@@ -159,7 +159,7 @@ class Attempts:
                 failure = await self._judge(call, replica, lost)
             if failure is not None:
                 raise failure
-            self._metrics.retries.labels(call.route.name).inc()
+            self._metrics.retries.add(call.route.name)
 
     async def _acquire(self, call: Call, ask: Ask) -> Lease:
         exchange = call.exchange
@@ -237,11 +237,11 @@ class Attempts:
         if call.deaths < MOST_DEATHS:
             return None
         self.quarantine.add(call.fingerprint, _now())
-        self._metrics.poisonous.labels(call.route.name).inc()
+        self._metrics.poisonous.add(call.route.name)
         return errors.poisonous(call.route.name)
 
     def _leave(self, call: Call, replica: ReplicaRoute, why: str) -> None:
-        self._metrics.ejections.labels(call.route.name, why).inc()
+        self._metrics.ejections.add(call.route.name, why)
         self._vitals.eject(call.route.id, replica)
 
 

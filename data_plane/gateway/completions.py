@@ -99,14 +99,14 @@ class Completions:
                 response = call.exchange.response
                 if response is None:
                     raise errors.upstream_failed(call.route.name, 1, str(lost)) from lost
-                self._metrics.interrupted.labels(call.route.name).inc()
+                self._metrics.interrupted.add(call.route.name)
                 if call.journal.is_complete:
                     return await _end_with(response, sse.DONE_EVENT)
                 failure = await self._go_on(call, lost)
                 if failure is not None:
                     call.exchange.outcome = "interrupted"
                     return await _end_with(response, _error_event(failure))
-                self._metrics.resumed.labels(call.route.name).inc()
+                self._metrics.resumed.add(call.route.name)
 
     async def _go_on(self, call: Call, lost: StreamLost) -> ErrorBody | None:
         try:

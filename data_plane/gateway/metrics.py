@@ -3,13 +3,15 @@
 Gauges are read off the live books when they are scraped, so they cannot drift from them.
 """
 
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 SECONDS = tuple(0.01 * 2**power for power in range(16))
 
@@ -43,7 +45,51 @@ class _Books(Collector):
             yield family
 
 
-_M = TypeVar("_M", Counter, Histogram)
+class Count(Collector):
+    """A counter of this process alone: one loop counts, so it needs no lock, which is most of what counting costs."""
+
+    def __init__(self, name: str, words: str, labels: Sequence[str]) -> None:
+        self._name, self._words, self._labels = name, words, labels
+        self._counts: dict[tuple[str, ...], float] = {}
+
+    def add(self, *labels: str, amount: float = 1) -> None:
+        """So much more of these labels, given in their order."""
+        self._counts[labels] = self._counts.get(labels, 0) + amount
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """What a scrape sees."""
+        family = CounterMetricFamily(self._name, self._words, labels=self._labels)
+        for labels, count in self._counts.items():
+            family.add_metric(labels, count)
+        yield family
+
+
+class Times(Collector):
+    """A histogram of seconds by endpoint, of this process alone."""
+
+    def __init__(self, name: str, words: str) -> None:
+        self._name, self._words = name, words
+        self._buckets: dict[str, list[int]] = {}
+        self._sums: dict[str, float] = {}
+
+    def observe(self, endpoint: str, seconds: float) -> None:
+        """One more."""
+        buckets = self._buckets.get(endpoint)
+        if buckets is None:
+            buckets = self._buckets[endpoint] = [0] * (len(SECONDS) + 1)
+            self._sums[endpoint] = 0.0
+        buckets[bisect_left(SECONDS, seconds)] += 1
+        self._sums[endpoint] += seconds
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """What a scrape sees."""
+        family = HistogramMetricFamily(self._name, self._words, labels=["endpoint"])
+        bounds = [*(floatToGoString(bound) for bound in SECONDS), "+Inf"]
+        for endpoint, buckets in self._buckets.items():
+            # a bucket also counts all that is below it
+            told = list(zip(bounds, accumulate(buckets), strict=True))
+            family.add_metric([endpoint], told, self._sums[endpoint])
+        yield family
 
 
 class Metrics:
@@ -51,11 +97,8 @@ class Metrics:
 
     def __init__(self, books: Callable[[], list[EndpointGauges]]) -> None:
         self._registry = registry = CollectorRegistry()
-        self._children: dict[tuple[Any, ...], Any] = {}
         registry.register(_Books(books))
-        self.requests = Counter(
-            "ebb_gateway_requests", "Requests answered.", ["model", "endpoint", "code", "outcome"], registry=registry
-        )
+        self.requests = _counter(registry, "requests", "Requests answered.", "model", "endpoint", "code", "outcome")
         self.request_seconds = _histogram(registry, "request_seconds", "From arrival to the answer's end.")
         self.first_byte_seconds = _histogram(registry, "first_byte_seconds", "From arrival to the runner's first byte.")
         self.queue_wait_seconds = _histogram(registry, "queue_wait_seconds", "How long held requests were held.")
@@ -72,22 +115,18 @@ class Metrics:
         self.resumed = _counter(registry, "streams_resumed", "Streams that another replica went on with.", "endpoint")
         self.poisonous = _counter(registry, "poisonous", "Requests that two replicas died of.", "endpoint")
 
-    def of(self, metric: _M, *labels: str) -> _M:
-        """The metric of these labels, remembered: looking it up takes a lock, and longer than counting does."""
-        key = (metric, *labels)
-        found: _M | None = self._children.get(key)
-        if found is None:
-            found = self._children[key] = metric.labels(*labels)
-        return found
-
     def render(self) -> bytes:
         """The text exposition."""
         return generate_latest(self._registry)
 
 
-def _counter(registry: CollectorRegistry, name: str, words: str, *labels: str) -> Counter:
-    return Counter(f"ebb_gateway_{name}", words, labels, registry=registry)
+def _counter(registry: CollectorRegistry, name: str, words: str, *labels: str) -> Count:
+    count = Count(f"ebb_gateway_{name}", words, labels)
+    registry.register(count)
+    return count
 
 
-def _histogram(registry: CollectorRegistry, name: str, words: str) -> Histogram:
-    return Histogram(f"ebb_gateway_{name}", words, ["endpoint"], buckets=SECONDS, registry=registry)
+def _histogram(registry: CollectorRegistry, name: str, words: str) -> Times:
+    times = Times(f"ebb_gateway_{name}", words)
+    registry.register(times)
+    return times
