@@ -247,7 +247,10 @@ def settings(request: pytest.FixtureRequest) -> GatewaySettings:
 async def engines() -> AsyncIterator[list[Fake]]:
     """Two runners with real engines and caches, and no model."""
     async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(fake_runner(max_model_len=4096)) for _ in range(2)]
+        fakes = [await stack.enter_async_context(fake_runner(max_model_len=4096)) for _ in range(2)]
+        for one in fakes:  # at the pace of no engine, to compute anew costs nothing and a cache is worth nothing
+            one.executor.token_delay_s = 1e-4
+        yield fakes
 
 
 @pytest.mark.parametrize(
