@@ -12,7 +12,7 @@ from data_plane.execution.loaded import Loaded, LoadOptions, size_engine
 from data_plane.execution.native_model import ArtifactSource, Source, fits, read_weights
 from data_plane.execution.native_runner import NativeRunner
 from data_plane.execution.overlapping import OverlappingRunner
-from data_plane.execution.warm_up import warm_up
+from data_plane.execution.warm_up import touch
 from data_plane.weights.errors import ArtifactError
 from data_plane.weights.layout import DTYPE_BYTES, ModelConfig
 from data_plane.weights.mapped import open_mapped
@@ -42,9 +42,10 @@ def load(artifact_dir: Path, options: LoadOptions, on_phase: Callable[[str], Non
     """As `data_plane.execution.load`, for what `serves` says yes to."""
     on_phase("loading")
     artifact = open_mapped(artifact_dir)
+    on_phase("mapped")
     loaded = build(artifact.config, ArtifactSource(artifact), options)
     on_phase("warming")
-    warm_up(loaded.executor, loaded.config)
+    touch(loaded.executor, loaded.config)
     return loaded
 
 

@@ -164,6 +164,7 @@ class Fleet:
         record = nothing
         try:
             record = launch.prepare(self._paths, desired, secrets.token_urlsafe(32), folder)
+            self.standbys.expect(folder)
             claimed = self.standbys.claim(record)
             child, record = claimed or launch.spawn(self._paths, record, self._settings)
         except OSError as error:

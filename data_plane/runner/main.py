@@ -18,6 +18,7 @@ from data_plane.engine.config import EngineConfig
 from data_plane.engine.engine import Executor
 from data_plane.logs import configure_logging
 from data_plane.runner.access import Access
+from data_plane.runner.chat_template import ChatTemplate
 from data_plane.runner.loading import (
     check_artifact,
     in_thread,
@@ -28,6 +29,7 @@ from data_plane.runner.loading import (
     serve,
 )
 from data_plane.runner.output import keep_output_alive
+from data_plane.runner.prepared import Prepared
 from data_plane.runner.server import Service, make_app
 from data_plane.runner.status import StatusFile, process_started_at
 from data_plane.runner.tokenizer import Tokenizer
@@ -40,14 +42,15 @@ MOVE_S = 5.0
 
 log = structlog.get_logger()
 
-_Loaded = tuple[Executor, EngineConfig, Tokenizer]
+_Loaded = tuple[Executor, EngineConfig, Tokenizer, ChatTemplate | None]
 
 
 class Runner:
     """Holds what the phases share."""
 
-    def __init__(self, spec: RunnerSpec, started_at: float) -> None:
+    def __init__(self, spec: RunnerSpec, started_at: float, prepared: Prepared) -> None:
         self.spec = spec
+        self._prepared = prepared
         self.status = StatusFile(spec, started_at)
         self.service = Service(Access(spec.token, Path(spec.keys_path) if spec.keys_path else None), self.drain)
         self._spans: dict[str, float] = {}
@@ -106,21 +109,21 @@ class Runner:
         def load() -> None:
             try:
                 check_artifact(self.spec)
-                tokenizer = open_tokenizer(self.spec)
-                result = (*load_executor(self.spec, self._on_phase), tokenizer)
+                tokenizer, template = self._open_text()
+                result = (*load_executor(self.spec, self._on_phase), tokenizer, template)
             except BaseException as error:  # noqa: BLE001  it is raised again in the event loop's thread
                 self._loop.call_soon_threadsafe(loaded.set_exception, error)
             else:
                 self._loop.call_soon_threadsafe(loaded.set_result, result)
 
         in_thread(load, "load")
-        executor, config, tokenizer = await loaded
-        model = serve(self.spec, executor, config, tokenizer, self._on_dead)
+        executor, config, tokenizer, template = await loaded
+        model = serve(self.spec, executor, config, tokenizer, self._on_dead, template)
         model.engine.start()
         # everything loaded so far lives as long as the process: the collector need not walk it again
         gc.collect()
         gc.freeze()
-        self._span("warmup" if "load" in self._spans else "load")
+        self._span("warm_up" if "load" in self._spans else "load")
         self.service.model = model
         self.service.idle_since = time.monotonic()
         self.status.change(
@@ -128,18 +131,27 @@ class Runner:
             torch=is_of_torch(executor),
         )  # fmt: skip
 
+    def _open_text(self) -> tuple[Tokenizer, ChatTemplate | None]:
+        self._span("import")
+        text = self._prepared.take(Path(self.spec.artifact_dir))
+        tokenizer = open_tokenizer(self.spec) if text is None else text.tokenizer
+        self._span("tokenizer")
+        return tokenizer, None if text is None else text.template
+
     def _on_phase(self, phase: str) -> None:
         """Called in the loading thread, which has the status file to itself until it is done."""
         if phase == "imported":
             self._span("import")
             self.status.change(phase="loading", spans=dict(self._spans))
+        elif phase == "mapped":
+            self._span("map")
         elif phase == "warming":
             self._span("load")
             self.status.change(phase="warming", spans=dict(self._spans))
 
     def _span(self, name: str) -> None:
         now = time.time()
-        self._spans[name] = round(max(0.0, now - self._mark), 4)
+        self._spans[name] = round(self._spans.get(name, 0.0) + max(0.0, now - self._mark), 4)
         self._mark = now
 
     def _on_signal(self) -> None:
@@ -181,9 +193,9 @@ def main() -> int:
     return become(path, process_started_at())
 
 
-def become(path: str | Path, started_at: float) -> int:
+def become(path: str | Path, started_at: float, prepared: Prepared | None = None) -> int:
     """Serves the spec in the file `path` until the end; the process's exit code. `started_at`: when this start began,
-    in Unix seconds."""
+    in Unix seconds. `prepared`: what may save it opening its tokenizer."""
     path = Path(path)
     keep_output_alive()
     configure_logging("runner")
@@ -195,6 +207,6 @@ def become(path: str | Path, started_at: float) -> int:
     structlog.contextvars.bind_contextvars(replica=spec.replica_id, endpoint=spec.endpoint)
 
     async def run() -> int:
-        return await Runner(spec, started_at).run()
+        return await Runner(spec, started_at, prepared or Prepared()).run()
 
     return asyncio.run(run())

@@ -13,6 +13,8 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
+from typing import Any
 
 READY = b"ready\n"
 LONGEST_LINE = 65_536
@@ -35,8 +37,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="data_plane.runner", description=__doc__)
     parser.add_argument("--standby", action="store_true", required=True)
     parser.add_argument("--warm", default="", metavar="DEVICE", help="torch, or a device whose context is made too")
-    warm: str = parser.parse_args().warm
-    _import_quietly(warm)
+    parser.add_argument("--text", action="append", default=[], metavar="DIR", help="an artifact likely to be served")
+    options = parser.parse_args()
+    prepared = _prepare_quietly(options.warm, options.text)
     line = _assignment()
     if line is None:
         return 0
@@ -48,17 +51,32 @@ def main() -> int:
 
     assignment = msgspec.json.decode(line, type=Assignment)
     _take_log(assignment.log_path)
-    return become(assignment.spec_path, claimed_at)
+    return become(assignment.spec_path, claimed_at, prepared)
 
 
-def _import_quietly(warm: str) -> None:
-    """In a thread of its own, whose priority ends with it: nobody but root could raise that of the process again."""
-    thread = threading.Thread(target=_import_all, args=(warm,), name="import")
+def _prepare_quietly(warm: str, folders: list[str]) -> Any:
+    """Imports, and opens the tokenizers of `folders`: gives a `prepared.Prepared`.
+
+    In a thread of its own, whose priority ends with it: nobody but root could raise that of the process again.
+    """
+    made: list[Any] = []
+
+    def work() -> None:
+        _import_all(warm)
+        from data_plane.runner.prepared import Prepared
+
+        prepared = Prepared()
+        made.append(prepared)
+        for folder in folders:
+            prepared.open(Path(folder))
+
+    thread = threading.Thread(target=work, name="prepare")
     thread.start()
     thread.join()
     # what was imported lives as long as the process: no start shall walk it again
     gc.collect()
     gc.freeze()
+    return made[0] if made else None
 
 
 def _import_all(warm: str) -> None:
