@@ -26,12 +26,14 @@ KEPT_LOGS = 200
 
 
 class Fleet:
-    """Owner of the runners. `changed` is set whenever a report would now say something new."""
+    """Owner of the runners. `changed` is set whenever a report would now say something new, `urgent` too where somebody
+    waits for it: a replica came up or went down."""
 
     def __init__(
         self, paths: NodePaths, settings: launch.RunnerSettings, drainer: Drainer, metrics: NodeMetrics
     ) -> None:
         self.changed = asyncio.Event()
+        self.urgent = asyncio.Event()
         self.ring = KeyRing()
         self._paths = paths
         self._settings = settings
@@ -79,7 +81,11 @@ class Fleet:
 
     def observed(self) -> tuple[ObservedReplica, ...]:
         """All replicas, for a report."""
-        return tuple(replica.observed() for replica in self._replicas.values())
+        now = time.monotonic()
+        return tuple(
+            msgspec.structs.replace(replica.observed(), for_s=round(now - replica.began_at, 4))
+            for replica in self._replicas.values()
+        )
 
     def find(self, replica_id: str) -> ObservedReplica | None:
         """One replica as it is now."""
@@ -215,6 +221,8 @@ class Fleet:
         now = replica.observed()
         log.info("replica.phase", replica=now.id, endpoint=replica.record.endpoint, phase=now.phase, pid=now.pid,
                  failure=now.failure.message if now.failure else None)  # fmt: skip
+        if now.phase not in BEFORE_READY:
+            self.urgent.set()
         mark = (now.id, now.generation)
         if now.phase == "ready" and mark not in self._counted_ready:
             self._counted_ready.add(mark)

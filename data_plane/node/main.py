@@ -18,6 +18,7 @@ from aiohttp import web
 from data_plane.logs import configure_logging
 from data_plane.node import devices
 from data_plane.node.agent import Agent, Fenced, Tempo
+from data_plane.node.bandwidth import read_bytes_per_s
 from data_plane.node.control import ControlClient, HttpDrainer
 from data_plane.node.fleet import Fleet
 from data_plane.node.launch import RunnerSettings
@@ -148,6 +149,7 @@ def _present(settings: Settings, http: web.AppRunner, token: str) -> NodeRegistr
         cpus=devices.cpus(),
         memory_bytes=memory.total_bytes,
         version=VERSION,
+        read_bytes_per_s=read_bytes_per_s(),
     )
 
 

@@ -51,6 +51,8 @@ class RunnerProcess:
     ) -> None:
         self.record = record
         self.memory_bytes = 0
+        self.began_at = time.monotonic() - max(0.0, time.time() - record.spawned_at)
+        """When this start began, on the monotonic clock."""
         self._paths = paths
         self._settings = settings
         self._drainer = drainer

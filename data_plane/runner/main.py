@@ -37,6 +37,8 @@ from data_plane.wire.fleet import RunnerSpec, StartFailure
 
 GRACE_S = 30.0
 """From the first SIGTERM to giving up on what still runs."""
+WAITED_S = 2.0
+"""A first request that comes sooner than this was what the start was for."""
 MOVE_S = 5.0
 """From it to handing over what gateways have here: another replica goes on with it, and nobody notices."""
 
@@ -57,6 +59,7 @@ class Runner:
         self._mark = started_at
         self._done = asyncio.Event()
         self._code = 0
+        self._ready_at = 0.0
         self._signalled = False
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -125,7 +128,8 @@ class Runner:
         gc.freeze()
         self._span("warm_up" if "load" in self._spans else "load")
         self.service.model = model
-        self.service.idle_since = time.monotonic()
+        self.service.idle_since = self._ready_at = time.monotonic()
+        self.service.on_first = self._on_first
         self.status.change(
             phase="ready", slots=config.max_num_seqs, max_model_len=model.max_model_len, spans=dict(self._spans),
             torch=is_of_torch(executor),
@@ -148,6 +152,14 @@ class Runner:
         elif phase == "warming":
             self._span("load")
             self.status.change(phase="warming", spans=dict(self._spans))
+
+    def _on_first(self, came_at: float, first_at: float) -> None:
+        """The end of a start as its client sees it. Nobody waited for one whose first request came much later."""
+        route_s = came_at - self._ready_at
+        if route_s < WAITED_S:
+            spans = {"route": round(max(0.0, route_s), 4), "first_token": round(first_at - came_at, 4)}
+            self._spans |= spans
+            self.status.change(spans=dict(self._spans))
 
     def _span(self, name: str) -> None:
         now = time.time()

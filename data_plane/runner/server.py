@@ -47,6 +47,8 @@ class Service:
     idle_since: float = field(default_factory=time.monotonic)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     running: list[Note] = field(default_factory=list[Note])
+    on_first: Callable[[float, float], None] | None = None
+    """Told once, as the first request to get a token ends: when it came and when it got it, on the monotonic clock."""
 
     def __post_init__(self) -> None:
         self.idle.set()
@@ -195,8 +197,18 @@ def _work(service: Service, handler: ModelHandler) -> Handler:
         finally:
             service.end(http[NOTE])
             _log_end(http.path, http[NOTE], started_at)
+            _tell_first(service, http[NOTE], started_at)
 
     return call
+
+
+def _tell_first(service: Service, note: Note, came_at: float) -> None:
+    if service.on_first is None or note.generation is None:
+        return
+    firsts = [branch.first_at for branch in note.generation.branches if branch.first_at is not None]
+    if firsts:
+        service.on_first(came_at, min(firsts))
+        service.on_first = None
 
 
 def _log_end(path: str, note: Note, started_at: float) -> None:

@@ -32,6 +32,8 @@ class NodeRegistration(msgspec.Struct, frozen=True):
     cpus: int
     memory_bytes: int
     version: str
+    read_bytes_per_s: float = 0.0
+    """How fast it reads files that are in its memory; 0: not measured."""
 
 
 class NodeWelcome(msgspec.Struct, frozen=True):
@@ -86,7 +88,8 @@ class StartFailure(msgspec.Struct, frozen=True):
 
 
 class ObservedReplica(msgspec.Struct, frozen=True):
-    """One replica as the node finds it. `spans` are seconds by name: spawn, import, load, warmup."""
+    """One replica as the node finds it. `spans` are seconds by name, of its last start: spawn or claim, fetch, import,
+    tokenizer, map, load, warm_up, and once it has answered route and first_token; or of its unparking."""
 
     id: str
     generation: int
@@ -99,6 +102,8 @@ class ObservedReplica(msgspec.Struct, frozen=True):
     max_model_len: int = 0
     spans: dict[str, float] = {}
     failure: StartFailure | None = None
+    for_s: float | None = None
+    """Seconds since the node began with it, or with its unparking: what lies before is the way of the command."""
 
 
 class NodeReport(msgspec.Struct, frozen=True):
