@@ -16,7 +16,7 @@ from data_plane.execution.warm_up import touch
 from data_plane.weights.errors import ArtifactError
 from data_plane.weights.layout import DTYPE_BYTES, ModelConfig
 from data_plane.weights.mapped import open_mapped
-from kernels.cpu.decoder import Array, Decoder, Shape
+from kernels.cpu.decoder import Decoder, Shape
 from kernels.cpu.library import backend_name
 
 DTYPES = ("auto", "bfloat16", "float32")
@@ -76,12 +76,8 @@ def build(config: ModelConfig, source: Source, options: LoadOptions, backend: st
         kv_dtype=kv_dtype,
     )
     weights = read_weights(config, source, threads)
-    kv = _zeroed(engine.num_blocks * engine.block_size * bytes_per_token)
+    pages = mmap.mmap(-1, engine.num_blocks * engine.block_size * bytes_per_token)
+    kv = np.frombuffer(pages, dtype=np.uint8)
     decoder = Decoder(shape, weights, kv=kv, threads=threads, backend=backend)
-    runner = OverlappingRunner(decoder) if options.overlaps else NativeRunner(decoder)
+    runner = OverlappingRunner(decoder, pages) if options.overlaps else NativeRunner(decoder, pages)
     return Loaded(runner, engine, config, f"native {backend or backend_name()}, {threads} threads")
-
-
-def _zeroed(size: int) -> Array:
-    """Pages that the kernel gives, cleared, when they are first touched."""
-    return np.frombuffer(mmap.mmap(-1, size), dtype=np.uint8)

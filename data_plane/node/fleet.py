@@ -145,6 +145,10 @@ class Fleet:
                 self._begin(action.desired, settle=action.verb == "settle")
             case "drain":
                 self._replicas[action.id].ask("drain")
+            case "park":
+                self._replicas[action.id].ask("park")
+            case "unpark":
+                self._replicas[action.id].ask("run")
             case "stop":
                 self._replicas[action.id].ask("stop")
             case _:

@@ -15,7 +15,7 @@ import msgspec
 from data_plane.wire.fleet import ObservedReplica
 from data_plane.wire.names import is_name
 
-Asked = Literal["run", "drain", "stop"]
+Asked = Literal["run", "park", "drain", "stop"]
 RECORD_SUFFIX = ".record.json"
 
 

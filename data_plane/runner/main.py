@@ -29,6 +29,7 @@ from data_plane.runner.loading import (
     serve,
 )
 from data_plane.runner.output import keep_output_alive
+from data_plane.runner.parking import Parking
 from data_plane.runner.prepared import Prepared
 from data_plane.runner.server import Service, make_app
 from data_plane.runner.status import StatusFile, process_started_at
@@ -55,6 +56,8 @@ class Runner:
         self._prepared = prepared
         self.status = StatusFile(spec, started_at)
         self.service = Service(Access(spec.token, Path(spec.keys_path) if spec.keys_path else None), self.drain)
+        parking = Parking(self.service, self._on_parked, self._on_back)
+        self.service.on_park, self.service.on_unpark = parking.park, parking.unpark
         self._spans: dict[str, float] = {}
         self._mark = started_at
         self._done = asyncio.Event()
@@ -92,7 +95,7 @@ class Runner:
         """Refuses new requests from now on, and ends the process when the last one has ended."""
         if self.service.draining:
             return
-        if self.service.model is None:
+        if self.service.model is None or (self.service.parked and not self.service.busy):
             # nothing to finish, and a load cannot be interrupted otherwise
             self.status.change(phase="stopped")
             os._exit(0)
@@ -152,6 +155,16 @@ class Runner:
         elif phase == "warming":
             self._span("load")
             self.status.change(phase="warming", spans=dict(self._spans))
+
+    def _on_parked(self) -> None:
+        self._spans = {}
+        self.status.change(phase="parked", spans={})
+
+    def _on_back(self, seconds: float) -> None:
+        self._spans = {"unpark": round(seconds, 4)}
+        self.service.idle_since = self._ready_at = time.monotonic()
+        self.service.on_first = self._on_first
+        self.status.change(phase="ready", spans=dict(self._spans))
 
     def _on_first(self, came_at: float, first_at: float) -> None:
         """The end of a start as its client sees it. Nobody waited for one whose first request came much later."""
