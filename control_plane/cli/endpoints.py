@@ -92,7 +92,7 @@ def ps(
     Examples: `ebb ps`, `ebb ps --starts`, `ebb ps --starts -o json`.
     """
     with Api.open(home) as api:
-        items = api.items("/replicas" if starts else "/endpoints")
+        items = api.items("/starts" if starts else "/endpoints")
     if starts:
         told = [start_of(replica) for replica in items]
         return print_json(told) if output is Output.json else print_starts(told)
@@ -150,6 +150,15 @@ def wake(
         endpoint = api.post(f"/endpoints/{segment(name)}/wake")
         if wait:
             endpoint = _wait_live(api, name)
+    if output is Output.json:
+        return print_json(endpoint)
+    stderr().print(f"Endpoint '{name}' is {endpoint['state']}.")
+
+
+def sleep(name: NameArgument, home: HomeOption = DEFAULT_HOME, output: OutputOption = Output.table) -> None:
+    """Stop an endpoint's replicas now, when their requests have ended; the next request wakes it."""
+    with Api.open(home) as api:
+        endpoint = api.post(f"/endpoints/{segment(name)}/sleep")
     if output is Output.json:
         return print_json(endpoint)
     stderr().print(f"Endpoint '{name}' is {endpoint['state']}.")

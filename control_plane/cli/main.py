@@ -9,6 +9,7 @@ import typer
 from control_plane.cli import (
     bench,
     bench_gateway,
+    bench_wake,
     chat,
     doctor,
     endpoints,
@@ -66,6 +67,7 @@ _add(
     "cat question.txt | ebb chat chat",
 )
 _add("wake", ENDPOINTS, endpoints.wake, "ebb wake chat", "ebb wake chat --wait")
+_add("sleep", ENDPOINTS, endpoints.sleep, "ebb sleep chat")
 _add("scale", ENDPOINTS, endpoints.scale, "ebb scale chat --min 1 --max 4", "ebb scale chat --idle 600")
 _add("logs", ENDPOINTS, logs.logs, "ebb logs chat", "ebb logs chat -f")
 _add("events", ENDPOINTS, logs.events, "ebb events", "ebb events -f --subject chat", "ebb events --requests")
@@ -80,6 +82,13 @@ bench.app.command(
         "ebb bench gateway --stub http://127.0.0.1:9101,http://127.0.0.1:9102 --peer other=http://127.0.0.1:30000",
     ),
 )(bench_gateway.gateway)
+bench.app.command(
+    "wake",
+    epilog=examples_of(
+        "ebb bench wake --url http://127.0.0.1:7071/e/chat/v1 --times 20",
+        "ebb bench wake --url http://127.0.0.1:7071/e/chat/v1 --peer-command 'llama-server -m m.gguf --port {port}'",
+    ),
+)(bench_wake.wake)
 app.add_typer(bench.app, name="bench", rich_help_panel=ACCESS)
 app.add_typer(simulate.app, name="simulate", rich_help_panel=ACCESS)
 
