@@ -39,7 +39,7 @@ class EndpointTable(TenantRow):
     idle_auto: Mapped[bool] = mapped_column(default=False, server_default=false())
     """It sleeps and wakes by its own idle times (autoscaler/keepalive.py)."""
     slo: Mapped[dict[str, Any] | None]
-    """The latency it is to hold, where it has one: schemas.Slo."""
+    """The latency it is to hold, where it has one: slo.Slo."""
     desired: Mapped[int]
     state: Mapped[EndpointState] = mapped_column(String)
     reason: Mapped[str]
@@ -168,7 +168,7 @@ class BearingTable(Base):
     device: Mapped[str] = mapped_column(primary_key=True)
     """`cpu` or `cuda`."""
     slo: Mapped[str] = mapped_column(primary_key=True)
-    """`schemas.Slo.word`: the same for all endpoints that ask for the same."""
+    """`slo.Slo.word`: the same for all endpoints that ask for the same."""
     prefill_per_s: Mapped[float]
     decode_per_s: Mapped[float]
     source: Mapped[str]
