@@ -2,7 +2,7 @@
 
 A policy takes what was observed and the time, and returns a number with its reason. "No data" is a value: while no
 gateway reports, what is stays. Requests in hand count at once, those that wait in a gateway like those that run. Where
-the endpoint has a latency to hold, its work counts as well: tokens a second and KV held, against what one replica bears.
+the endpoint has a latency to hold, its work counts as well: tokens a second and KV held, against what a replica bears.
 Fewer are wanted only after a whole stable window in which fewer would have held all of it.
 """
 
