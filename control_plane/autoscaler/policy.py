@@ -147,9 +147,9 @@ def _by_work(kept: int, fresh: Sequence[GatewayDemand], limits: Limits) -> tuple
     kv_tokens = sum(report.kv_tokens for report in fresh)
     usual = math.ceil(limits.bears.replicas(stable, kv_tokens))
     if panic is not None:
-        lately = math.ceil(limits.bears.replicas(panic, kv_tokens))
+        lately = limits.bears.replicas(panic, kv_tokens)
         if lately > usual and lately >= PANIC_FACTOR * max(1, kept):
-            return lately, f"and lately {_figures(panic, kv_tokens)} where one bears {limits.bears}"
+            return math.ceil(lately), f"and lately {_figures(panic, kv_tokens)} where one bears {limits.bears}"
     return usual, f"and {_figures(stable, kv_tokens)} where one bears {limits.bears}"
 
 
