@@ -8,7 +8,6 @@ import msgspec
 from control_plane.db.base import iso
 from control_plane.nodes.tables import NodeTable
 
-
 LONGEST_TTL_S = 30 * 86_400.0
 
 
