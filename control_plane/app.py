@@ -29,7 +29,7 @@ from control_plane.events.controller import EventsController
 from control_plane.jobs.controller import JobsController
 from control_plane.jobs.loop import JobsLoop, LazyHints
 from control_plane.nodes.callers import Callers
-from control_plane.nodes.controller import RegistrationController
+from control_plane.nodes.controller import RegistrationController, TokensController
 from control_plane.nodes.lease import LeaseTerms
 from control_plane.nodes.metrics import NODES
 from control_plane.placement.loop import PlacementLoop
@@ -45,7 +45,7 @@ MAX_BODY_BYTES = 4 * 2**20
 CONTROLLERS: list[ControllerRouterHandler] = [
     *(ModelsController, JobsController, KeysController, EventsController),
     *(EndpointsController, ReplicasController, NodesController),
-    *(GatewaysController, AgentsController, RegistrationController),
+    *(GatewaysController, AgentsController, RegistrationController, TokensController),
 ]
 
 

@@ -107,8 +107,8 @@ async def remove_node(session: AsyncSession, tenant_id: UUID, name: str, *, forc
         )
     if count and not force:
         raise InUse(
-            f"Node '{name}' still has {count} replica{'s' if count > 1 else ''}. Move them with 'ebb nodes drain {name}',"
-            " or remove it at once with --force: their requests are then cut off."
+            f"Node '{name}' still has {count} replica{'s' if count > 1 else ''}. Move them with 'ebb nodes drain "
+            f"{name}', or remove it at once with --force: their requests are then cut off."
         )
     await lose_node(session, node.id, f"Node '{name}' was removed.")
     await nodes.remove(session, node, by)

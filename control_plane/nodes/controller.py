@@ -1,5 +1,5 @@
 """REST: how machines become nodes. /internal/v1/nodes/join, /register and /{id}/credential for agents, and
-/api/v1/nodes/tokens for who lets them in. (What else there is of nodes concerns replicas, and so stands with dispatch.)"""
+/api/v1/nodes/tokens for who lets them in. (What else there is of nodes concerns replicas: see dispatch.)"""
 
 from uuid import UUID
 

@@ -1,7 +1,7 @@
 """What a joined node shows instead of a key: a few facts and their HMAC. Pure; knows nothing of rows, time is given.
 
-`ebbn_` + base64url(JSON of the claims) + `.` + base64url(HMAC-SHA256 over that text). Only control planes verify it, all
-with the same secret, so nothing asymmetric is needed.
+`ebbn_` + base64url(JSON of the claims) + `.` + base64url(HMAC-SHA256 over that text). Only control planes verify it,
+all with the same secret, so nothing asymmetric is needed.
 """
 
 import base64

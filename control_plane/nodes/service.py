@@ -1,4 +1,4 @@
-"""Registers nodes, hears their heartbeats, and keeps what people want of them. Never commits. Knows nothing of replicas."""
+"""Registers nodes, hears their heartbeats, keeps what people want of them. Never commits. Knows nothing of replicas."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -37,8 +37,8 @@ async def register(
 ) -> Registered:
     """The node's id (the same for the same name) and a new epoch, which fences off the name's earlier agent.
 
-    `own_id`: of the node whose credential was shown. Raises Invalid; Missing; Conflict while an agent on another machine
-    has the name and is heard: of two that share one, the one that is there goes on.
+    `own_id`: of the node whose credential was shown. Raises Invalid, and Conflict while an agent on another machine has the
+    name and is heard: of two that share one, the one that is there goes on.
     """
     _check(node)
     row = await _by_name(session, tenant_id, node.name)
@@ -82,8 +82,8 @@ async def register(
 def _taken(row: NodeTable, node: NodeRegistration, silent_s: float, terms: LeaseTerms) -> Conflict:
     metrics.REFUSED.labels(metrics.TAKEN).inc()
     return Conflict(
-        f"Another agent runs as node '{row.name}', on {row.host}: it was heard {silent_s:.1f} s ago. Two machines must not"
-        f" share a name: start this one (on {node.host}) with another --name, or stop that one and wait"
+        f"Another agent runs as node '{row.name}', on {row.host}: it was heard {silent_s:.1f} s ago. Two machines must "
+        f"not share a name: start this one (on {node.host}) with another --name, or stop that one and wait"
         f" {terms.silence_s:g} s.",
         code="node_name_taken",
         param="name",

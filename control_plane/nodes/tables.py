@@ -1,4 +1,4 @@
-"""Tables of nodes (machines whose agents have registered), of the tokens to join with, and of what signs credentials."""
+"""Tables of nodes (machines whose agents have registered), of tokens to join with, and of what signs credentials."""
 
 from datetime import datetime
 from typing import Any
