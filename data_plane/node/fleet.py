@@ -15,7 +15,8 @@ from data_plane.node import integrity, launch, logfile, processes, weights_cache
 from data_plane.node.diff import Action, diff
 from data_plane.node.metrics import NodeMetrics
 from data_plane.node.records import NodePaths, Record, load_all, remove, write_private
-from data_plane.node.runner_process import Drainer, RunnerProcess
+from data_plane.node.runner_process import BEFORE_READY, Drainer, RunnerProcess
+from data_plane.node.standby import Standbys, claimed_pid
 from data_plane.wire.fleet import DesiredReplica, DesiredState, ObservedReplica, StartFailure
 from data_plane.wire.keys import KeyRecord, KeyRing
 from data_plane.wire.names import is_name
@@ -44,6 +45,7 @@ class Fleet:
         self._keys: tuple[KeyRecord, ...] | None = None
         self._counted_ready: set[tuple[str, int]] = set()
         self._ended_events: list[asyncio.Event] = []
+        self.standbys = Standbys(paths, settings, self._is_starting)
 
     def adopt(self) -> None:
         """Takes over what an agent before this one left: living runners, and the ends of the others."""
@@ -53,11 +55,14 @@ class Fleet:
         for replica_id in broken:
             # whose generation it is cannot be known, so it cannot be matched with anything desired
             log.error("record.broken", replica=replica_id)
-            for pid in processes.find_by_argument(str(self._paths.spec(replica_id))):
+            named = processes.find_by_argument(str(self._paths.spec(replica_id)))
+            claimed = claimed_pid(self._paths.status(replica_id))
+            for pid in [*named, *([] if claimed is None else [claimed])]:
                 os.kill(pid, signal.SIGKILL)
             remove(self._paths, replica_id)
         for record in records:
             self._adopt_one(record)
+        self.standbys.start()
 
     def apply(self, state: DesiredState) -> None:
         """Takes the control plane's will and begins to act on it."""
@@ -98,6 +103,7 @@ class Fleet:
     async def close(self) -> None:
         """Stops watching; the runners go on, to be adopted."""
         self._closing.set()
+        await self.standbys.close()
         for replica in self._replicas.values():
             await replica.close()
         await asyncio.gather(*self._checks.values(), return_exceptions=True)
@@ -158,7 +164,8 @@ class Fleet:
         record = nothing
         try:
             record = launch.prepare(self._paths, desired, secrets.token_urlsafe(32), folder)
-            child, record = launch.spawn(self._paths, record, self._settings)
+            claimed = self.standbys.claim(record)
+            child, record = claimed or launch.spawn(self._paths, record, self._settings)
         except OSError as error:
             reason = f"The runner's process could not be started: {error.strerror or error}. Free disk or memory there."
             self._hold(record).end(StartFailure(message=reason, fatal=False))
@@ -166,6 +173,12 @@ class Fleet:
         self._metrics.starts.inc()
         self._hold(record).watch(child, self._check(folder, desired))
         self.changed.set()
+
+    def _is_starting(self) -> bool:
+        return any(
+            replica.record.ended is None and replica.observed().phase in BEFORE_READY
+            for replica in self._replicas.values()
+        )
 
     def _check(self, folder: Path, desired: DesiredReplica) -> "asyncio.Future[StartFailure | None] | None":
         """Reads the artifact beside the start, so that the start does not wait for it; once for all who start now."""
@@ -205,6 +218,8 @@ class Fleet:
         if now.phase == "ready" and mark not in self._counted_ready:
             self._counted_ready.add(mark)
             self._metrics.start_seconds.observe(max(0.0, time.time() - replica.record.spawned_at))
+            if replica.uses_torch:
+                self.standbys.warm = self.standbys.warm or "torch"
         if replica.record.ended is not None:
             self._counted_ready.discard(mark)
             if now.failure is not None:

@@ -115,6 +115,11 @@ class RunnerProcess:
             spans=self._spans(),
         )
 
+    @property
+    def uses_torch(self) -> bool:
+        """Whether its runner said that torch runs the model."""
+        return self._status is not None and self._status.torch
+
     def running(self) -> Running:
         """The same as the diff sees it."""
         asked: dict[Asked, Condition] = {"run": "up", "drain": "draining", "stop": "stopping"}
@@ -275,7 +280,8 @@ class RunnerProcess:
         status = self._status
         if status is None:
             return {}
-        return {"spawn": max(0.0, status.started_at - self.record.spawned_at), **status.spans}
+        begun = "claim" if self.record.claimed else "spawn"
+        return {begun: max(0.0, status.started_at - self.record.spawned_at), **status.spans}
 
     def _keep(self, record: Record) -> None:
         self.record = record

@@ -44,6 +44,11 @@ def load_executor(spec: RunnerSpec, on_phase: Callable[[str], None]) -> tuple[Ex
     return loaded.executor, loaded.config
 
 
+def is_of_torch(executor: Executor) -> bool:
+    """Whether torch runs the model."""
+    return type(executor).__module__ == "data_plane.execution.model_runner"
+
+
 def check_artifact(spec: RunnerSpec) -> None:
     """FileNotFoundError, before anything slow is imported, where the artifact is not there."""
     folder = Path(spec.artifact_dir)

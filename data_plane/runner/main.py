@@ -18,7 +18,15 @@ from data_plane.engine.config import EngineConfig
 from data_plane.engine.engine import Executor
 from data_plane.logs import configure_logging
 from data_plane.runner.access import Access
-from data_plane.runner.loading import check_artifact, in_thread, judge, load_executor, open_tokenizer, serve
+from data_plane.runner.loading import (
+    check_artifact,
+    in_thread,
+    is_of_torch,
+    judge,
+    load_executor,
+    open_tokenizer,
+    serve,
+)
 from data_plane.runner.output import keep_output_alive
 from data_plane.runner.server import Service, make_app
 from data_plane.runner.status import StatusFile, process_started_at
@@ -38,9 +46,8 @@ _Loaded = tuple[Executor, EngineConfig, Tokenizer]
 class Runner:
     """Holds what the phases share."""
 
-    def __init__(self, spec: RunnerSpec) -> None:
+    def __init__(self, spec: RunnerSpec, started_at: float) -> None:
         self.spec = spec
-        started_at = process_started_at()
         self.status = StatusFile(spec, started_at)
         self.service = Service(Access(spec.token, Path(spec.keys_path) if spec.keys_path else None), self.drain)
         self._spans: dict[str, float] = {}
@@ -117,8 +124,9 @@ class Runner:
         self.service.model = model
         self.service.idle_since = time.monotonic()
         self.status.change(
-            phase="ready", slots=config.max_num_seqs, max_model_len=model.max_model_len, spans=dict(self._spans)
-        )
+            phase="ready", slots=config.max_num_seqs, max_model_len=model.max_model_len, spans=dict(self._spans),
+            torch=is_of_torch(executor),
+        )  # fmt: skip
 
     def _on_phase(self, phase: str) -> None:
         """Called in the loading thread, which has the status file to itself until it is done."""
@@ -170,6 +178,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="data_plane.runner", description="Serves one artifact.")
     parser.add_argument("--spec", required=True, type=Path, help="a RunnerSpec in JSON")
     path: Path = parser.parse_args().spec
+    return become(path, process_started_at())
+
+
+def become(path: str | Path, started_at: float) -> int:
+    """Serves the spec in the file `path` until the end; the process's exit code. `started_at`: when this start began,
+    in Unix seconds."""
+    path = Path(path)
     keep_output_alive()
     configure_logging("runner")
     try:
@@ -180,6 +195,6 @@ def main() -> int:
     structlog.contextvars.bind_contextvars(replica=spec.replica_id, endpoint=spec.endpoint)
 
     async def run() -> int:
-        return await Runner(spec).run()
+        return await Runner(spec, started_at).run()
 
     return asyncio.run(run())

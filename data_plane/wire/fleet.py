@@ -171,6 +171,13 @@ class RunnerSpec(msgspec.Struct, frozen=True):
     port: int = 0
 
 
+class Assignment(msgspec.Struct, frozen=True):
+    """What an agent tells a runner in waiting: the spec to serve, and the log to write from then on."""
+
+    spec_path: str
+    log_path: str
+
+
 class RunnerStatus(msgspec.Struct, frozen=True):
     """What a runner writes, atomically, to `status_path` whenever it changes. `started_at` in Unix seconds."""
 
@@ -181,5 +188,7 @@ class RunnerStatus(msgspec.Struct, frozen=True):
     url: str | None = None
     slots: int = 0
     max_model_len: int = 0
+    torch: bool = False
+    """Whether torch runs the model: a runner in waiting had better import it too."""
     spans: dict[str, float] = {}
     failure: StartFailure | None = None
