@@ -37,8 +37,8 @@ async def register(
 ) -> Registered:
     """The node's id (the same for the same name) and a new epoch, which fences off the name's earlier agent.
 
-    `own_id`: of the node whose credential was shown. Raises Invalid, and Conflict while an agent on another machine has the
-    name and is heard: of two that share one, the one that is there goes on.
+    `own_id`: of the node whose credential was shown. Raises Invalid, and Conflict while an agent on another machine has
+    the name and is heard: of two that share one, the one that is there goes on.
     """
     _check(node)
     row = await _by_name(session, tenant_id, node.name)

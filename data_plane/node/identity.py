@@ -1,5 +1,6 @@
 """Which home on which machine an agent runs on, and the credential that it keeps there. Knows nothing of HTTP."""
 
+import functools
 import hashlib
 import os
 import socket
@@ -21,15 +22,20 @@ class Membership(msgspec.Struct, frozen=True):
     credential: str
 
 
+@functools.cache
+def boot_id() -> str:
+    """Of the kernel since it was started; empty where it gives none."""
+    try:
+        return BOOT_ID.read_text().strip()
+    except OSError:
+        return ""  # not Linux
+
+
 def machine_id(home: Path) -> str:
     """The same for an agent that is started again on this home, another for a copy of the home elsewhere: this boot of
     this kernel, and the folder as the kernel knows it. The lock on the home sees to it that there is one at a time."""
-    try:
-        boot = BOOT_ID.read_text().strip()
-    except OSError:
-        boot = ""  # not Linux: then the host's name must do
     where = home.stat()
-    told = f"{boot}|{socket.gethostname()}|{os.fspath(home)}|{where.st_dev}|{where.st_ino}"
+    told = f"{boot_id()}|{socket.gethostname()}|{os.fspath(home)}|{where.st_dev}|{where.st_ino}"
     return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 

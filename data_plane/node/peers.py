@@ -40,6 +40,11 @@ class Peers:
         self._session = session
         self.all: tuple[Peer, ...] = ()
 
+    @property
+    def is_known(self) -> bool:
+        """Whether there is anybody to ask."""
+        return bool(self.all)
+
     def admits(self, presented: str, own_token: str) -> bool:
         """Whether the bearer token is that of a node in the list, made for this agent."""
         if not presented.startswith(PREFIX):
