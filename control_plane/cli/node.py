@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import typer
 from rich.status import Status
 
-from control_plane.cli.client import Json, fault
+from control_plane.cli.client import KEY_HINT, Json, fault
 from control_plane.cli.errors import CliError, NotRunningError
 from control_plane.cli.options import DEFAULT_HOME, HomeOption, Output, OutputOption, examples_of, open_home
 from control_plane.cli.output import print_json, stderr
@@ -117,10 +117,12 @@ def _call(control: str, token: str, name: str) -> Json:
             f"The control plane at {control} does not answer ({error or type(error).__name__}). Is that the address it "
             "listens on ('ebb up --host ADDRESS'), and does a firewall let this machine through?"
         ) from error
-    if answer.status_code == 401 and "join_token" not in answer.text:
-        raise CliError(f"{control} does not know this token. 'ebb nodes token' there makes one that works once.")
     if answer.is_error:
-        raise fault(answer)
+        error = fault(answer)
+        if error.code == "invalid_api_key":
+            raise CliError(f"{control} does not know this token. 'ebb nodes token' there makes one that works once.")
+        # what it says of keys is meant for people with one
+        raise CliError(str(error).removesuffix(KEY_HINT)) from error
     joined: dict[str, Any] = answer.json()
     return joined
 

@@ -16,6 +16,7 @@ from control_plane.db.long_poll import LONGEST_WAIT_S, until_changed
 from control_plane.db.session import Database
 from control_plane.dispatch import service
 from control_plane.errors import StaleEpoch
+from control_plane.nodes import metrics
 from control_plane.nodes import service as nodes
 from control_plane.nodes.lease import LeaseTerms
 from control_plane.nodes.schemas import Node, Nodes, to_node
@@ -63,6 +64,7 @@ class AgentsController(Controller):
         """409: another agent of this name has registered. 404: register first."""
         caller = own_node(request, node_id)
         if caller is not None and caller.epoch != data.epoch:
+            metrics.REFUSED.labels(metrics.STALE).inc()
             raise StaleEpoch(f"node {node_id}", caller.epoch)
         await service.take_report(session, node_id, data, LeaseTerms(settings.lease_s))
 

@@ -45,8 +45,12 @@ class Credential:
         """Asks until there is one."""
         attempt = 0
         while True:
+            shown = self._client.key
             try:
-                return self.take(await self._client.renew(self._membership.node_id))
+                fresh = await self._client.renew(self._membership.node_id)
+                if self._client.key == shown:  # a registration meanwhile brought one of its epoch, and this is older
+                    self.take(fresh)
+                return
             except Refused as error:
                 if error.status == 401 and error.code in REMOVED:
                     raise Removed(error.text) from error

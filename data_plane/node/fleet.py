@@ -234,6 +234,7 @@ class Fleet:
             )
             replica.end(StartFailure(message=reason, fatal=False))
         else:
+            self._note_sound(digest, folder)
             self._start(replica.record, desired, folder)
         finally:
             self._waiting.pop(desired.id, None)
@@ -286,12 +287,22 @@ class Fleet:
         if fault is not None:
             return StartFailure(message=fault, fatal=True)
         if seen is not None:
-            try:
-                self._verified.note(digest, seen)
-            except OSError as error:
-                # the disk is full: it will be read again at the next start
-                log.warning("artifact.unnoted", artifact=digest, error=str(error))
+            self._note(digest, seen)
         return None
+
+    def _note_sound(self, digest: str, folder: Path) -> None:
+        """What was fetched was read back then, and need not be read again."""
+        try:
+            self._note(digest, integrity.stamp(folder))
+        except OSError:
+            return  # gone again already: the start will say so
+
+    def _note(self, digest: str, seen: integrity.Stamp) -> None:
+        try:
+            self._verified.note(digest, seen)
+        except OSError as error:
+            # the disk is full: it will be read again at the next start
+            log.warning("artifact.unnoted", artifact=digest, error=str(error))
 
     def _on_change(self, replica: RunnerProcess) -> None:
         now = replica.observed()
