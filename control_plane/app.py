@@ -29,7 +29,10 @@ from control_plane.errors import DatabaseUnavailable, answer_for
 from control_plane.events.controller import EventsController
 from control_plane.jobs.controller import JobsController
 from control_plane.jobs.loop import JobsLoop, LazyHints
-from control_plane.nodes.controller import RegistrationController
+from control_plane.nodes.callers import Callers
+from control_plane.nodes.controller import RegistrationController, TokensController
+from control_plane.nodes.lease import LeaseTerms
+from control_plane.nodes.metrics import NODES
 from control_plane.placement.loop import PlacementLoop
 from control_plane.settings import Settings
 from control_plane.tenants.auth import OPEN, READ, KeyCache, require_scope
@@ -43,13 +46,18 @@ MAX_BODY_BYTES = 4 * 2**20
 CONTROLLERS: list[ControllerRouterHandler] = [
     *(ModelsController, JobsController, KeysController, EventsController),
     *(EndpointsController, ReplicasController, StartsController, NodesController),
-    *(GatewaysController, AgentsController, RegistrationController),
+    *(GatewaysController, AgentsController, RegistrationController, TokensController),
 ]
 
 
 def loops(settings: Settings) -> list[Loop]:
     """What runs while this process leads."""
-    return [JobsLoop(LazyHints(settings)), AutoscalerLoop(), PlacementLoop(), DispatchLoop()]
+    return [
+        JobsLoop(LazyHints(settings)),
+        AutoscalerLoop(),
+        PlacementLoop(),
+        DispatchLoop(LeaseTerms(settings.lease_s)),
+    ]
 
 
 @get("/healthz", opt=OPEN, include_in_schema=False)
@@ -88,6 +96,7 @@ def create_app(settings: Settings, *, extra_loops: Sequence[Loop] = (), leads: b
     leader = Leader(database, bells, settings.instance, [*loops(settings), *extra_loops])
     measured = telemetry.Metrics(leader)
     measured.registry.register(FLEET)
+    measured.registry.register(NODES)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncGenerator[None]:
@@ -127,7 +136,7 @@ def create_app(settings: Settings, *, extra_loops: Sequence[Loop] = (), leads: b
         pdb_on_exception=False,
         debug=False,
     )
-    app.asgi_handler = Door(app.asgi_handler, keys.authenticate, measured.observe)
+    app.asgi_handler = Door(app.asgi_handler, Callers(database, keys).authenticate, measured.observe)
     return app
 
 

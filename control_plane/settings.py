@@ -31,6 +31,8 @@ class Settings:
     """Who holds the lease. Stable over restarts, so that a restarted process leads again at once."""
     host: str = "127.0.0.1"
     port: int = 7070
+    lease_s: float = 10.0
+    """How long a node may run its replicas without being heard (see nodes/lease.py)."""
     import_command: tuple[str, ...] = (sys.executable, "-m", "data_plane.weights", "import")
     """The program that turns a source into an artifact."""
 
@@ -79,7 +81,18 @@ def read(program: str, argv: Sequence[str] | None = None, environ: Mapping[str, 
         instance=instance,
         host=given.host,
         port=given.port,
+        lease_s=_lease_s(env.get("EBB_LEASE_S", "")),
     )
+
+
+def _lease_s(text: str) -> float:
+    try:
+        lease_s = float(text or "10")
+    except ValueError:
+        lease_s = 0.0
+    if not 1 <= lease_s <= 3600:
+        raise SettingsError(f"EBB_LEASE_S is '{text[:40]}'; it is a number of seconds from 1 to 3600, by default 10.")
+    return lease_s
 
 
 def _default_instance(port: int) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import httpx
 
 Json = dict[str, Any]
+KEY_HINT = " Start the platform again with 'ebb up' for a key that works."
 _TIMEOUT_S = 30.0
 _CONNECT_TIMEOUT_S = 5.0
 
@@ -171,7 +172,7 @@ def fault(response: httpx.Response) -> ApiFault:
     except (ValueError, KeyError, TypeError):
         # Not our shape: a proxy in between, perhaps.
         message, code, param = f"{response.url} answered {response.status_code}.", None, None
-    hint = " Start the platform again with 'ebb up' for a key that works." if response.status_code == 401 else ""
+    hint = KEY_HINT if response.status_code == 401 else ""
     return ApiFault(message + hint, response.status_code, code, param)
 
 

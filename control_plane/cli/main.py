@@ -17,6 +17,7 @@ from control_plane.cli import (
     keys,
     logs,
     models,
+    node,
     nodes,
     simulate,
     status,
@@ -50,7 +51,7 @@ def _add(name: str, panel: str, command: Callable[..., None], *examples: str) ->
 
 _add(
     *("up", PLATFORM, up.up, "ebb up", "ebb up --demo --detach"),
-    "ebb up --home /srv/ebb --port 8070 --gateway-port 8071",
+    *("ebb up --home /srv/ebb --port 8070 --gateway-port 8071", "ebb up --host 10.0.0.5"),
 )
 _add("down", PLATFORM, up.down, "ebb down", "ebb down --home /srv/ebb")
 _add("status", PLATFORM, status.status, "ebb status", "ebb status -o json")
@@ -72,7 +73,8 @@ _add("scale", ENDPOINTS, endpoints.scale, "ebb scale chat --min 1 --max 4", "ebb
 _add("logs", ENDPOINTS, logs.logs, "ebb logs chat", "ebb logs chat -f")
 _add("events", ENDPOINTS, logs.events, "ebb events", "ebb events -f --subject chat", "ebb events --requests")
 _add("rm", ENDPOINTS, endpoints.rm, "ebb rm chat")
-_add("nodes", ACCESS, nodes.nodes, "ebb nodes", "ebb nodes -o json")
+app.add_typer(nodes.app, name="nodes", rich_help_panel=ACCESS)
+app.add_typer(node.app, name="node", rich_help_panel=PLATFORM)
 app.add_typer(keys.app, name="keys", rich_help_panel=ACCESS)
 bench.app.command(
     "gateway",

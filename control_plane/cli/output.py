@@ -24,6 +24,8 @@ _STATE_STYLES = {
     "parked": "dim",
     "failed": "red",
     "lost": "red",
+    "joined": "yellow",
+    "cordoned": "yellow",
 }
 
 

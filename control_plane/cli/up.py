@@ -35,6 +35,12 @@ def up(
     home: HomeOption = DEFAULT_HOME,
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The control plane's port.")] = 7070,
     gateway_port: Annotated[int, typer.Option("--gateway-port", min=1, max=65535, help="The gateway's port.")] = 7071,
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host", metavar="ADDRESS", help="This machine's address for others; needed where other machines join."
+        ),
+    ] = "127.0.0.1",
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once it is ready; it runs on.")] = False,
     demo: Annotated[
         bool, typer.Option("--demo", help="On the first run add the model smollm2 and deploy it as 'chat'.")
@@ -53,7 +59,7 @@ def up(
         raise typer.BadParameter(f"Control plane and gateway cannot both have port {port}.")
     platform = Platform(
         home=open_home(home),
-        host="127.0.0.1",
+        host=own_address(host, "--host"),
         port=port,
         gateway_port=gateway_port,
         node_name=node_name(),
@@ -90,6 +96,24 @@ def down(home: HomeOption = DEFAULT_HOME) -> None:
     finally:
         lock.release()
     console.print("Stopped." if record is not None or left else f"Nothing runs in {found.root}.", markup=False)
+
+
+def own_address(address: str, flag: str) -> str:
+    """`address`, once it is clear that this machine has it. Raises a usage error otherwise."""
+    if address in ("0.0.0.0", "::", ""):  # noqa: S104 - refused, not bound
+        raise typer.BadParameter(
+            f"{flag} '{address}': give the one address under which others reach this machine, such as 10.0.0.5 "
+            "('ip address' lists them)."
+        )
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((address, 0))
+    except OSError as error:
+        raise typer.BadParameter(
+            f"{flag} {address}: this machine cannot listen there ({error.strerror or error}); 'ip address' lists its "
+            "addresses."
+        ) from error
+    return address
 
 
 def node_name() -> str:
@@ -130,18 +154,25 @@ def _run_here(platform: Platform, *, demo: bool, output: Output) -> None:
 
 def _start_detached(platform: Platform) -> Credentials:
     """Start a supervisor of its own session and wait until it says it is ready. Raises StartError with its reason."""
-    platform.home.create()
     command = [sys.executable, "-m", "control_plane.embedded", "--home", str(platform.home.root)]
     command += ["--host", platform.host, "--port", str(platform.port)]
     command += ["--gateway-port", str(platform.gateway_port), "--name", platform.node_name]
     command += ["--standby", str(platform.standby)]
-    with platform.home.log("supervisor").open("wb") as log:
+    ready = start_detached(platform.home, command)
+    return Credentials(control=ready["control"], gateway=ready["gateway"], key=ready["key"])
+
+
+def start_detached(home: Home, command: list[str]) -> Json:
+    """Start a supervisor in a session of its own and wait until it says it is ready, and with what. Raises StartError
+    with its reason."""
+    home.create()
+    with home.log("supervisor").open("wb") as log:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
-            cwd=platform.home.root,
+            cwd=home.root,
             start_new_session=True,
             text=True,
         )
@@ -161,9 +192,7 @@ def _start_detached(platform: Platform) -> Credentials:
         process.wait()
         raise
     code = process.wait()
-    raise StartError(
-        f"The supervisor ended with code {code} before it was ready; see {platform.home.log('supervisor')}."
-    )
+    raise StartError(f"The supervisor ended with code {code} before it was ready; see {home.log('supervisor')}.")
 
 
 def _messages(process: "subprocess.Popen[str]") -> Iterator[Json]:

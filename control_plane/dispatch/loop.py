@@ -16,13 +16,10 @@ from control_plane.endpoints import metrics
 from control_plane.endpoints.states import ENDED, PHASES
 from control_plane.endpoints.tables import DemandTable, EndpointTable, ReplicaTable, StartTable
 from control_plane.nodes import service as nodes
+from control_plane.nodes.lease import LeaseTerms
 from control_plane.nodes.tables import NodeTable
 
 TICK_S = 3.0
-LOST_S = 10.0
-"""Three reports missed."""
-GRACE_S = 10.0
-"""So long after this process began, silence may be its own fault: agents are given time to come back."""
 DRAIN_S = 600.0
 """The longest request that a drain waits for; after it the replica is stopped."""
 DRAIN_DELETED_S = 30.0
@@ -33,21 +30,30 @@ STATES = ("zero", "waking", "live", "draining", "failed")
 
 
 class DispatchLoop:
-    """Observe, decide, apply; the only memory is how long this process has been able to hear."""
+    """Observe, decide, apply; the only memory is how long this process has been able to hear.
+
+    After it began, or could not tick (the database was down, the process stopped), silence may be its own fault: for as
+    long as it takes to call a node lost, agents are given time to come back.
+    """
 
     name = "dispatch"
     topics: tuple[str, ...] = ()
-    interval_s = TICK_S
 
-    def __init__(self, *, lost_s: float = LOST_S, grace_s: float = GRACE_S) -> None:
-        self._lost_s = lost_s
-        self._hears_since = time.monotonic() + grace_s
+    def __init__(self, terms: LeaseTerms, *, grace_s: float | None = None) -> None:
+        self._silence_s = terms.silence_s
+        self._grace_s = terms.silence_s if grace_s is None else grace_s
+        self.interval_s = min(TICK_S, terms.lease_s / 3)
+        self._ticked_at = time.monotonic()
+        self._judges_from = self._ticked_at + self._grace_s
         self._cleaned_at = time.monotonic()
 
     async def tick(self, leadership: Leadership) -> float | None:
         """One round."""
         started = time.perf_counter()
-        if time.monotonic() >= self._hears_since:
+        now = time.monotonic()
+        if now - self._ticked_at > self._silence_s / 2 + self.interval_s:
+            self._judges_from = now + self._grace_s
+        if now >= self._judges_from:
             await self._judge_nodes(leadership)
         await _stop_long_drains(leadership)
         async with leadership.database.transaction() as session:
@@ -55,11 +61,12 @@ class DispatchLoop:
         if time.monotonic() - self._cleaned_at > CLEAN_EVERY_S:
             await _clean(leadership)
             self._cleaned_at = time.monotonic()
+        self._ticked_at = time.monotonic()
         metrics.LOOP_SECONDS.labels(self.name).observe(time.perf_counter() - started)
         return None
 
     async def _judge_nodes(self, leadership: Leadership) -> None:
-        silent_for = timedelta(seconds=self._lost_s)
+        silent_for = timedelta(seconds=self._silence_s)
         silent = NodeTable.last_seen_at < func.clock_timestamp() - silent_for
         async with leadership.database.transaction() as session:
             query = select(NodeTable.id).where(NodeTable.status == "ready", silent)

@@ -15,19 +15,21 @@ from control_plane.endpoints import life, starts
 from control_plane.endpoints.life import Held
 from control_plane.endpoints.states import ENDED
 from control_plane.endpoints.tables import EndpointTable, ReplicaTable
-from control_plane.errors import Missing
+from control_plane.errors import Conflict, InUse, StaleEpoch
 from control_plane.nodes import service as nodes
-from control_plane.nodes.tables import NodeTable
+from control_plane.nodes.lease import LeaseTerms
 from control_plane.tenants.service import key_records
 from data_plane.wire.fleet import (
     DesiredReplica,
     DesiredState,
     NodeReport,
     ObservedReplica,
+    Peer,
     ReplicaPhase,
     ReplicaSpec,
     StartFailure,
 )
+from data_plane.wire.peers import peer_token
 
 PHASE_REASONS: dict[ReplicaPhase, str] = {
     "starting": "The node starts its runner.",
@@ -39,10 +41,12 @@ PHASE_REASONS: dict[ReplicaPhase, str] = {
 }
 
 
-async def desired_state(session: AsyncSession, node_id: UUID) -> DesiredState:
-    """All that the node must run, drain or stop. Raises Missing."""
-    if await session.get(NodeTable, node_id) is None:
-        raise Missing("node", str(node_id), "ebb nodes")
+async def desired_state(session: AsyncSession, node_id: UUID, terms: LeaseTerms, epoch: int = 0) -> DesiredState:
+    """All that the node must run, park, drain or stop. Raises Missing; and StaleEpoch where the asking agent's `epoch`
+    (0: it did not say) is over."""
+    node = await nodes.present(session, node_id)
+    if 0 < epoch < node.epoch:
+        raise StaleEpoch(f"node '{node.name}'", epoch)
     query = (
         select(ReplicaTable, EndpointTable.name)
         .join(EndpointTable, EndpointTable.id == ReplicaTable.endpoint_id)
@@ -54,16 +58,21 @@ async def desired_state(session: AsyncSession, node_id: UUID) -> DesiredState:
         for row, name in (await session.execute(query))
     )
     keys = tuple(await key_records(session))
-    return DesiredState(hashlib.sha256(msgspec.json.encode((replicas, keys))).hexdigest()[:24], replicas, keys)
+    peers = tuple(
+        Peer(str(other.id), other.name, other.agent_url, peer_token(other.agent_token, str(node_id)))
+        for other in await nodes.others(session, node)
+    )
+    told = (replicas, keys, peers, terms.lease_s)
+    return DesiredState(hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:24], *told)
 
 
-async def take_report(session: AsyncSession, node_id: UUID, report: NodeReport) -> int:
+async def take_report(session: AsyncSession, node_id: UUID, report: NodeReport, terms: LeaseTerms) -> int:
     """Brings rows in line with what the node says; how many changed. Raises Missing and StaleEpoch.
 
     Most reports say nothing new and lock nothing but the node. Where one does, the endpoints concerned are held in
     the order of their ids, and the comparison is made again on the rows as they are then.
     """
-    await nodes.heard(session, node_id, report.epoch, report.memory_free_bytes)
+    await nodes.heard(session, node_id, report.epoch, report.memory_free_bytes, terms)
     changes = [change for change in await _compare(session, node_id, report) if not isinstance(change, Stray)]
     rows = await _rows(session, node_id)
     news = {rows[change.id].endpoint_id for change in changes if _is_news(rows[change.id], change)}
@@ -83,6 +92,26 @@ async def lose_node(session: AsyncSession, node_id: UUID, reason: str) -> None:
             assert held is not None
             wanted = replica.intent == "run"
             await life.end(session, held, replica, StartFailure(reason, False) if wanted else None)
+
+
+async def remove_node(session: AsyncSession, tenant_id: UUID, name: str, *, force: bool, by: str) -> None:
+    """The node is no more. Raises Missing; InUse while it has replicas, unless `force`: then they count as failed and
+    others take their places at once; and Conflict for one that would come back by itself."""
+    node = await nodes.named(session, tenant_id, name)
+    count = (await replica_counts(session)).get(node.id, 0)
+    if not node.joined and node.status == "ready":
+        raise Conflict(
+            f"The agent of node '{name}' runs, and came with a key instead of a join token: it would register again at"
+            " once. Stop it first ('ebb down' on its machine).",
+            code="node_has_key",
+        )
+    if count and not force:
+        raise InUse(
+            f"Node '{name}' still has {count} replica{'s' if count > 1 else ''}. Move them with 'ebb nodes drain "
+            f"{name}', or remove it at once with --force: their requests are then cut off."
+        )
+    await lose_node(session, node.id, f"Node '{name}' was removed.")
+    await nodes.remove(session, node, by)
 
 
 async def replica_counts(session: AsyncSession) -> dict[UUID, int]:

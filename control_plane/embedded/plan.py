@@ -83,6 +83,20 @@ def node_child(platform: Platform, node_key: str) -> ChildSpec:
     return _python(platform, "node", ("data_plane.node", *arguments, *_home(platform)), env, 5.0)
 
 
+def joined_child(home: Home, control: str, name: str, address: str, standby: int | None) -> ChildSpec:
+    """The agent of a machine that joined the platform of another: its credential lies in the home."""
+    arguments = ("--control", control, "--name", name, "--host", address, "--port", "0", "--home", str(home.root))
+    waiting = () if standby is None else ("--standby", str(standby))
+    return ChildSpec(
+        name="node",
+        command=(sys.executable, "-m", "data_plane.node", *arguments, *waiting),
+        env=_own_environment(home),
+        log=home.log("node"),
+        cwd=home.root,
+        grace_s=5.0,
+    )
+
+
 def prepare_command() -> tuple[str, ...]:
     """The program that migrates the database and makes sure of the keys."""
     return (sys.executable, "-m", "control_plane.embedded.prepare")
@@ -110,12 +124,16 @@ def _python(
 
 
 def _environment(platform: Platform, database_url: str | None) -> dict[str, str]:
-    """The user's environment without the secrets that a process has no use for."""
-    own = ("EBB_DATABASE_URL", "EBB_BROKER_URL", "EBB_NODE_KEY", "EBB_ADMIN_KEY")
-    env = {name: value for name, value in os.environ.items() if name not in own}
-    env |= {"EBB_HOME": str(platform.home.root), "PYTHONUNBUFFERED": "1"}
+    env = _own_environment(platform.home)
     if database_url is not None:
         env["EBB_DATABASE_URL"] = database_url
         if platform.broker_url:
             env["EBB_BROKER_URL"] = platform.broker_url
     return env
+
+
+def _own_environment(home: Home) -> dict[str, str]:
+    """The user's environment without the secrets that a process has no use for."""
+    own = ("EBB_DATABASE_URL", "EBB_BROKER_URL", "EBB_NODE_KEY", "EBB_ADMIN_KEY", "EBB_JOIN_TOKEN")
+    env = {name: value for name, value in os.environ.items() if name not in own}
+    return env | {"EBB_HOME": str(home.root), "PYTHONUNBUFFERED": "1"}

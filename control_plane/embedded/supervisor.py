@@ -87,7 +87,7 @@ class Supervisor:
         await asyncio.to_thread(stop_leftovers, home, runners=False, tell=self._tell)
         require_free(platform.host, platform.port, "--port")
         require_free(platform.host, platform.gateway_port, "--gateway-port")
-        _rotate_logs(home)
+        rotate_logs(home)
         known, secrets = home.read_credentials(), home.read_secrets()
         node_key = secrets["node_key"] if secrets else new_key()[0]
         key = known["key"] if known else new_key()[0]
@@ -188,7 +188,7 @@ class Supervisor:
             if child.failed is not None or len(child.exits) >= _GIVE_UP_EXITS:
                 log = self.platform.home.log(name)
                 reason = str(child.failed or f"exit code {child.exits[-1]}")
-                raise StartError(f"{name} does not start ({reason}). Its last words, in {log}: {_last_line(log)}")
+                raise StartError(f"{name} does not start ({reason}). Its last words, in {log}: {last_line(log)}")
 
     def _run(self, spec: ChildSpec) -> None:
         child = Child(spec, self._changed)
@@ -245,7 +245,7 @@ class Supervisor:
             self._tell(f"the runners did not stop within {RUNNERS_GRACE_S:.0f} s; see {self.platform.home.log('node')}")
 
 
-def _rotate_logs(home: Home) -> None:
+def rotate_logs(home: Home) -> None:
     """Each start writes fresh logs; the ones before are kept once."""
     for log in home.logs.glob("*.log"):
         # A replica's log is its agent's; the supervisor's is this process's own, and open.
@@ -253,7 +253,8 @@ def _rotate_logs(home: Home) -> None:
             log.replace(log.with_name(log.name + ".1"))
 
 
-def _last_line(log: Path) -> str:
+def last_line(log: Path) -> str:
+    """What a process wrote last, for a message."""
     try:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     except FileNotFoundError:

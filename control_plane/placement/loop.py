@@ -2,6 +2,7 @@
 go. Knows nothing of load, nor of what agents do with its rows."""
 
 import time
+from datetime import datetime
 from uuid import UUID, uuid4
 
 import msgspec
@@ -48,11 +49,13 @@ class PlacementLoop:
 async def _askew(session: AsyncSession) -> list[UUID]:
     """Endpoints whose current replicas are not as many as desired, or that still have others; longest waiting first."""
     run = (ReplicaTable.intent == "run") & ReplicaTable.status.not_in(ENDED)
-    current = func.count(case((run & (ReplicaTable.generation == EndpointTable.revision), 1)))
-    old = func.count(case((run & (ReplicaTable.generation != EndpointTable.revision), 1)))
+    stays = (ReplicaTable.generation == EndpointTable.revision) & NodeTable.draining.is_(False)
+    current = func.count(case((run & stays, 1)))
+    old = func.count(case((run & ~stays, 1)))
     query = (
         select(EndpointTable.id)
         .outerjoin(ReplicaTable, (ReplicaTable.endpoint_id == EndpointTable.id) & run)
+        .outerjoin(NodeTable, NodeTable.id == ReplicaTable.node_id)
         .group_by(EndpointTable.id)
         .having((current != EndpointTable.desired) | (old > 0))
         .order_by(EndpointTable.asked_at, EndpointTable.id)
@@ -62,8 +65,13 @@ async def _askew(session: AsyncSession) -> list[UUID]:
 
 async def _settle_copies(session: AsyncSession, held: Held) -> None:
     endpoint = held.endpoint
+    drained = await _drained(session)
     copies = [
-        Copy(str(row.id), row.generation, row.status, row.intent, row.created_at.timestamp()) for row in held.replicas
+        Copy(
+            *(str(row.id), row.generation, row.status, row.intent, row.created_at.timestamp()),
+            leaves=drained.get(row.node_id),
+        )
+        for row in held.replicas
     ]
     steps = next_steps(copies, endpoint.desired, endpoint.revision, may_start=not held.circuit.is_open)
     rows = {str(row.id): row for row in held.replicas}
@@ -75,13 +83,23 @@ async def _settle_copies(session: AsyncSession, held: Held) -> None:
             return
 
 
+async def _drained(session: AsyncSession) -> dict[UUID, str]:
+    """The names of the nodes that are to be left."""
+    query = select(NodeTable.id, NodeTable.name).where(NodeTable.draining, NodeTable.removed_at.is_(None))
+    return dict((await session.execute(query)).all())
+
+
 async def _start_one(session: AsyncSession, held: Held) -> bool:
     endpoint = held.endpoint
     query = select(RevisionTable.spec).where(
         RevisionTable.endpoint_id == endpoint.id, RevisionTable.number == endpoint.revision
     )
     spec = msgspec.convert((await session.execute(query)).scalar_one(), RevisionSpec)
-    choice = plan(await _devices(session, endpoint.id), Need(spec.device, _estimates(spec)))
+    steady, others = await _devices(session, endpoint.id, held.now)
+    need = Need(spec.device, _estimates(spec))
+    choice = plan(steady, need)
+    if isinstance(choice, NoRoom) and others:
+        choice = plan((*steady, *others), need)
     if isinstance(choice, NoRoom):
         await _no_room(session, held, choice)
         return False
@@ -127,8 +145,11 @@ def _estimates(spec: RevisionSpec) -> dict[DeviceKind, Estimate]:
     }
 
 
-async def _devices(session: AsyncSession, endpoint_id: UUID) -> tuple[DeviceView, ...]:
-    """All devices of ready nodes. The read sees what this loop itself has promised a moment ago: one loop promises."""
+async def _devices(
+    session: AsyncSession, endpoint_id: UUID, now: datetime
+) -> tuple[tuple[DeviceView, ...], tuple[DeviceView, ...]]:
+    """All devices of ready nodes that take replicas; apart, those of nodes that came back from silence a moment ago.
+    The read sees what this loop itself has promised a moment ago: one loop promises."""
     own = func.count(case((ReplicaTable.endpoint_id == endpoint_id, 1)))
     promised = (
         select(ReplicaTable.node_id, ReplicaTable.device, func.sum(ReplicaTable.promised_bytes), own)
@@ -138,11 +159,14 @@ async def _devices(session: AsyncSession, endpoint_id: UUID) -> tuple[DeviceView
     taken = {
         (node_id, device): (int(total), count) for node_id, device, total, count in await session.execute(promised)
     }
-    nodes = (await session.execute(select(NodeTable).where(NodeTable.status == "ready"))).scalars()
-    views: list[DeviceView] = []
+    takes = NodeTable.status == "ready", NodeTable.cordoned.is_(False), NodeTable.removed_at.is_(None)
+    nodes = (await session.execute(select(NodeTable).where(*takes))).scalars()
+    steady: list[DeviceView] = []
+    others: list[DeviceView] = []
     for node in nodes:
         for device in msgspec.convert(node.devices, tuple[Device, ...]):
             name = "cpu" if device.kind == "cpu" else f"cuda:{device.index}"
             total, count = taken.get((node.id, name), (0, 0))
-            views.append(DeviceView(str(node.id), node.name, name, device.kind, device.memory_bytes, total, count))
-    return tuple(views)
+            view = DeviceView(str(node.id), node.name, name, device.kind, device.memory_bytes, total, count)
+            (others if node.steady_at is not None and node.steady_at > now else steady).append(view)
+    return tuple(steady), tuple(others)

@@ -1,7 +1,8 @@
 """Which replicas of an endpoint to start and which to let go. Pure; knows nothing of nodes, memory or rows.
 
 A new revision is started beside the old one and the old is let go as the new becomes ready (surge: one). There are
-never more coming and serving replicas than desired + 1, and never more than desired of the current revision.
+never more coming and serving replicas than desired + 1, and never more than desired of the current revision. What runs
+on a node that is drained counts as old, whatever its revision.
 """
 
 from collections.abc import Sequence
@@ -17,13 +18,14 @@ COMING: tuple[ReplicaPhase, ...] = ("placing", "starting", "loading", "warming",
 
 @dataclass(frozen=True)
 class Copy:
-    """One replica that has not ended. `created_at` in Unix seconds."""
+    """One replica that has not ended. `created_at` in Unix seconds; `leaves`: the node it is on, if that is drained."""
 
     id: str
     generation: int
     status: ReplicaPhase
     intent: Intent
     created_at: float
+    leaves: str | None = None
 
     @property
     def counts(self) -> bool:
@@ -46,20 +48,25 @@ class Steps:
 def next_steps(copies: Sequence[Copy], desired: int, generation: int, *, may_start: bool) -> Steps:
     """What brings `copies` nearer to `desired` replicas of `generation`. `may_start`: the circuit is closed."""
     live = [copy for copy in copies if copy.counts]
-    current = [copy for copy in live if copy.generation == generation]
-    old = [copy for copy in live if copy.generation != generation]
+    current = [copy for copy in live if copy.generation == generation and copy.leaves is None]
+    old = [copy for copy in live if copy.generation != generation or copy.leaves is not None]
     release = [(copy.id, SURPLUS) for copy in _surplus(current, desired)]
     ready = sum(copy.ready for copy in current)
     # old ones that never served have nothing to bridge; of the others as many stay as the new ones do not yet replace
     bridging = max(0, desired - ready)
     serving = sorted((copy for copy in old if copy.ready), key=lambda copy: (-copy.generation, copy.created_at))
-    reason = f"Revision {generation} replaces it."
-    release += [(copy.id, reason) for copy in old if not copy.ready]
-    release += [(copy.id, reason) for copy in serving[bridging:]]
+    release += [(copy.id, _why(copy, generation)) for copy in old if not copy.ready]
+    release += [(copy.id, _why(copy, generation)) for copy in serving[bridging:]]
     staying = len(serving[:bridging])
     missing = max(0, desired - len(current))
     room = max(0, desired + SURGE - len(current) - staying)
     return Steps(min(missing, room) if may_start else 0, tuple(release))
+
+
+def _why(copy: Copy, generation: int) -> str:
+    if copy.generation == generation:
+        return f"Node {copy.leaves} is drained."
+    return f"Revision {generation} replaces it."
 
 
 def _surplus(current: list[Copy], desired: int) -> list[Copy]:

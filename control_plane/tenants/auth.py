@@ -1,5 +1,5 @@
-"""Who is calling, and whether they may. Every route names the scope it needs in its `opt` (READ, ADMIN, NODE, INFER);
-one that names none needs `admin`. The caller is the KeyRecord at `request.auth`. Knows no route."""
+"""Who is calling, and whether they may. Every route names the scope it needs in its `opt` (READ, ADMIN, NODE, AGENT,
+JOIN); one that names none needs `admin`. The caller is the KeyRecord at `request.auth`. Knows no route."""
 
 import asyncio
 import contextlib
@@ -17,18 +17,39 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from control_plane.db.bells import Bells
 from control_plane.db.session import Database
 from control_plane.tenants.service import key_records
-from data_plane.wire.errors import forbidden, unauthenticated
+from data_plane.wire.errors import ApiError, forbidden, unauthenticated
 from data_plane.wire.keys import KeyRecord, KeyRing, Scope, bearer
 
 OPEN: dict[str, Any] = {"scope": "open"}
 READ: dict[str, Any] = {"scope": "read"}
 ADMIN: dict[str, Any] = {"scope": "admin"}
 NODE: dict[str, Any] = {"scope": "node"}
+AGENT: dict[str, Any] = {"scope": "agent"}
+"""A key with scope node, or the credential of the node that the address is about."""
+RENEW: dict[str, Any] = {"scope": "renew"}
+"""A node's credential, and it may have expired."""
+JOIN: dict[str, Any] = {"scope": "join"}
+"""A join token."""
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 STALE_S = 5.0
 MISS_RELOAD_S = 0.5
 
 log = structlog.get_logger("control_plane.auth")
+
+
+class NodeCaller(KeyRecord, frozen=True):
+    """A joined node, by its credential. It has no scope: only addresses with AGENT or RENEW are for it."""
+
+    node_id: str = ""
+    epoch: int = 0
+    expired: bool = False
+
+
+class JoinCaller(KeyRecord, frozen=True):
+    """A machine that shows a join token."""
+
+    token_id: str = ""
+
 
 AuthRequest = Request[None, KeyRecord, State]
 """What a handler annotates its `request` with to know who calls."""
@@ -42,6 +63,18 @@ def tenant_of(request: AuthRequest) -> UUID:
     return UUID(request.auth.tenant)
 
 
+def own_node(request: AuthRequest, node_id: UUID) -> NodeCaller | None:
+    """The calling node, or None where it is a key that may speak for any. Raises 403 where it is another node's."""
+    caller = request.auth
+    if not isinstance(caller, NodeCaller):
+        return None
+    if caller.node_id != str(node_id):
+        raise ApiError(
+            403, "This credential is that of another node.", type="permission_error", code="another_nodes_credential"
+        )
+    return caller
+
+
 def require_scope(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """Litestar guard for all routes: 403 unless the caller's key has the route's scope."""
     needed: str = handler.opt.get("scope", "admin")
@@ -50,10 +83,30 @@ def require_scope(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseR
     caller = connection.scope.get("auth")
     if not isinstance(caller, KeyRecord):
         raise unauthenticated()
+    if needed in ("agent", "renew", "join"):
+        return _require_machine(caller, needed)
     scopes: dict[str, Scope] = {"infer": "infer", "read": "read", "node": "node"}
     scope = scopes.get(needed, "admin")
     if not caller.allows(scope):
         raise forbidden(scope)
+
+
+def _require_machine(caller: KeyRecord, needed: str) -> None:
+    if needed == "join":
+        fits = isinstance(caller, JoinCaller)
+    elif isinstance(caller, NodeCaller):
+        if caller.expired and needed == "agent":
+            raise ApiError(
+                401,
+                "The node's credential has expired. Exchange it at /internal/v1/nodes/{id}/credential.",
+                type="authentication_error",
+                code="credential_expired",
+            )
+        fits = True
+    else:
+        fits = needed == "agent" and caller.allows("node")
+    if not fits:
+        raise forbidden("node")
 
 
 class KeyCache:

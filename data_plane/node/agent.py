@@ -15,7 +15,9 @@ import structlog
 
 from data_plane.node import devices
 from data_plane.node.control import ControlClient, Refused, backoff_s
+from data_plane.node.credential import REMOVED, Credential, Removed
 from data_plane.node.fleet import Fleet
+from data_plane.node.guard import Guard
 from data_plane.wire.fleet import NodeRegistration, NodeReport, NodeWelcome
 
 log = structlog.get_logger()
@@ -26,6 +28,9 @@ LULL_S = 0.1
 """How long a report of mere progress waits for something that matters more."""
 FENCED_TIMES = 5
 FENCED_WITHIN_S = 60.0
+TAKEN = "node_name_taken"
+TAKEN_FOR_S = 30.0
+"""So long the name may be another agent's (one that ended is still waited for) before this one gives up."""
 
 
 class Fenced(Exception):
@@ -34,7 +39,7 @@ class Fenced(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Tempo:
-    """Seconds between heartbeats, and how long one poll may wait."""
+    """Seconds between heartbeats (oftener where the lease is short), and how long one poll may wait."""
 
     heartbeat_s: float = 3.0
     wait_s: float = 20.0
@@ -43,8 +48,19 @@ class Tempo:
 class Agent:
     """Keeps one node's fleet in step with the control plane."""
 
-    def __init__(self, client: ControlClient, fleet: Fleet, registration: NodeRegistration, tempo: Tempo) -> None:
+    def __init__(
+        self,
+        client: ControlClient,
+        fleet: Fleet,
+        registration: NodeRegistration,
+        tempo: Tempo,
+        guard: Guard,
+        credential: Credential | None = None,
+    ) -> None:
         self._client = client
+        self._guard = guard
+        self._credential = credential
+        self._lease_s = 0.0
         self._fleet = fleet
         self._registration = registration
         self._tempo = tempo
@@ -59,16 +75,21 @@ class Agent:
         return self._welcome is not None
 
     async def run(self) -> None:
-        """Runs until it is cancelled. Raises Fenced where another agent has taken this name for good."""
+        """Runs until it is cancelled. Raises Fenced where another agent has taken this name for good, and Removed where
+        the control plane knows this node no more; what runs here must then end."""
         try:
             async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._guard.run(), name="guard")
+                if self._credential is not None:
+                    await self._credential.renew()
+                    tasks.create_task(self._credential.run(), name="credential")
                 tasks.create_task(self._follow_desired(), name="desired")
                 tasks.create_task(self._report(), name="report")
-        except* Fenced as group:
-            fenced = group.exceptions[0]
+        except* (Fenced, Removed) as group:
+            ended = group.exceptions[0]
         else:
             return
-        raise fenced
+        raise ended
 
     async def _follow_desired(self) -> None:
         # The control plane first hears what is left here, and ends the replicas that are gone. Asked before that, it
@@ -78,13 +99,15 @@ class Agent:
         while True:
             welcome = await self._registered()
             try:
-                state = await self._client.desired(welcome.node_id, version, self._tempo.wait_s)
+                state = await self._client.desired(welcome.node_id, version, self._tempo.wait_s, welcome.epoch)
                 attempt = 0
             except TROUBLE as error:
                 attempt = await self._trouble("desired", error, welcome, attempt)
                 continue
             if state.version != version:
                 try:
+                    self._lease_s = state.lease_s
+                    self._guard.told(state)
                     self._fleet.apply(state)
                 except OSError as error:
                     # the keys could not be written (disk full): asked for again rather than taken as done
@@ -101,28 +124,37 @@ class Agent:
             self._fleet.urgent.clear()
             self._fleet.refresh()
             report = NodeReport(welcome.epoch, devices.memory().free_bytes, self._fleet.observed())
+            asked_at = self._guard.now()
             try:
                 await self._client.report(welcome.node_id, report)
                 attempt = 0
+                self._guard.heard(asked_at)
                 self._has_reported.set()
             except TROUBLE as error:
                 attempt = await self._trouble("report", error, welcome, attempt)
                 continue
             with contextlib.suppress(TimeoutError):  # nothing changed: the next report is only a heartbeat
-                async with asyncio.timeout(self._tempo.heartbeat_s):
+                async with asyncio.timeout(self._heartbeat_s):
                     await self._fleet.changed.wait()
                 # a start of a tenth of a second shall not be slowed down by five reports of how far it is
                 async with asyncio.timeout(LULL_S):
                     await self._fleet.urgent.wait()
 
+    @property
+    def _heartbeat_s(self) -> float:
+        return min(self._tempo.heartbeat_s, self._lease_s / 3 or self._tempo.heartbeat_s)
+
     async def _registered(self) -> NodeWelcome:
         async with self._registering:
-            attempt = 0
+            attempt, began = 0, time.monotonic()
             while self._welcome is None:
                 try:
                     self._welcome = await self._client.register(self._registration)
+                    if self._credential is not None:
+                        self._credential.take(self._welcome.credential)
                     log.info("node.registered", node=self._welcome.node_id, epoch=self._welcome.epoch)
                 except TROUBLE as error:
+                    self._raise_if_hopeless(error, time.monotonic() - began)
                     log.warning("node.not_registered", error=str(error) or type(error).__name__, attempt=attempt)
                     await asyncio.sleep(backoff_s(attempt))
                     attempt += 1
@@ -131,15 +163,27 @@ class Agent:
     async def _trouble(self, doing: str, error: Exception, welcome: NodeWelcome, attempt: int) -> int:
         """Waits as long as it should before the next try; the count of tries, for the one after."""
         log.warning(f"{doing}.failed", error=str(error) or type(error).__name__, attempt=attempt)
+        self._raise_if_hopeless(error, 0.0)
         if isinstance(error, Refused) and error.status in UNKNOWN_HERE:
             if self._welcome is welcome:
                 self._welcome = None
                 if error.status == 409:
+                    self._guard.replaced("Another agent has registered as this node, so its replicas were ended here.")
                     self._note_fenced()
             if attempt == 0:
                 return 1
         await asyncio.sleep(backoff_s(attempt))
         return attempt + 1
+
+    def _raise_if_hopeless(self, error: Exception, for_s: float) -> None:
+        if not isinstance(error, Refused):
+            return
+        if self._credential is not None and error.status == 401 and error.code in REMOVED:
+            if error.code == "credential_expired":
+                return  # it is being exchanged
+            raise Removed(error.text)
+        if error.code == TAKEN and for_s > TAKEN_FOR_S:
+            raise Fenced(error.text)
 
     def _note_fenced(self) -> None:
         now = time.monotonic()

@@ -1,22 +1,28 @@
-"""The agent's three calls to the control plane, and the one it makes to a runner. Knows nothing of replicas' lives."""
+"""The agent's few calls to the control plane, and the one it makes to a runner. Knows nothing of replicas' lives."""
 
 import random
 
 import aiohttp
 import msgspec
 
-from data_plane.wire.fleet import DesiredState, NodeRegistration, NodeReport, NodeWelcome
+from data_plane.wire.errors import ErrorEnvelope
+from data_plane.wire.fleet import DesiredState, NodeCredential, NodeRegistration, NodeReport, NodeWelcome
 
 UNPARK_S = 30.0
 CALL = aiohttp.ClientTimeout(total=15, sock_connect=2)
 
 
 class Refused(Exception):
-    """The control plane answered, but not with what was asked for."""
+    """The control plane answered, but not with what was asked for. `text` is its sentence, where it gave one."""
 
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(f"The control plane answered {status}: {text[:300]}")
+    def __init__(self, status: int, body: bytes) -> None:
         self.status = status
+        try:
+            error = msgspec.json.decode(body, type=ErrorEnvelope).error
+            self.text, self.code = error.message, error.code
+        except msgspec.DecodeError:
+            self.text, self.code = body.decode(errors="replace")[:300], None
+        super().__init__(f"The control plane answered {status}: {self.text}")
 
 
 def backoff_s(attempt: int, cap_s: float = 2.0) -> float:
@@ -25,23 +31,31 @@ def backoff_s(attempt: int, cap_s: float = 2.0) -> float:
 
 
 class ControlClient:
-    """Speaks with the control plane. Raises aiohttp.ClientError, TimeoutError or Refused."""
+    """Speaks with the control plane. Raises aiohttp.ClientError, TimeoutError or Refused. `key`: what it shows."""
 
     def __init__(self, session: aiohttp.ClientSession, control: str, key: str) -> None:
         self._session = session
         self._base = control.rstrip("/") + "/internal/v1/nodes"
-        self._headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+        self.key = key
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.key}", "content-type": "application/json"}
 
     async def register(self, registration: NodeRegistration) -> NodeWelcome:
         """Presents this machine."""
         answer = await self._post("/register", msgspec.json.encode(registration))
         return msgspec.json.decode(answer, type=NodeWelcome)
 
-    async def desired(self, node_id: str, version: str, wait_s: float) -> DesiredState:
+    async def renew(self, node_id: str) -> NodeCredential:
+        """Another credential for the one that is shown."""
+        return msgspec.json.decode(await self._post(f"/{node_id}/credential", b""), type=NodeCredential)
+
+    async def desired(self, node_id: str, version: str, wait_s: float, epoch: int = 0) -> DesiredState:
         """Waits up to `wait_s` for a desired state of another version than `version`."""
         timeout = aiohttp.ClientTimeout(total=wait_s + 15, sock_connect=2)
         url = f"{self._base}/{node_id}/desired"
-        params = {"version": version, "wait": f"{wait_s:g}"}
+        params = {"version": version, "wait": f"{wait_s:g}", "epoch": str(epoch)}
         async with self._session.get(url, params=params, headers=self._headers, timeout=timeout) as response:
             return msgspec.json.decode(await _body(response), type=DesiredState)
 
@@ -58,7 +72,7 @@ class ControlClient:
 async def _body(response: aiohttp.ClientResponse) -> bytes:
     body = await response.read()
     if response.status >= 300:
-        raise Refused(response.status, body.decode(errors="replace"))
+        raise Refused(response.status, body)
     return body
 
 

@@ -6,7 +6,9 @@ import secrets
 import signal
 import threading
 import time
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, Protocol
 
 import msgspec
 import structlog
@@ -19,10 +21,21 @@ from data_plane.node.runner_process import BEFORE_READY, Drainer, RunnerProcess
 from data_plane.node.standby import Standbys, claimed_pid
 from data_plane.wire.fleet import DesiredReplica, DesiredState, ObservedReplica, StartFailure
 from data_plane.wire.keys import KeyRecord, KeyRing
-from data_plane.wire.names import is_name
+from data_plane.wire.names import is_digest, is_name
 
 log = structlog.get_logger()
 KEPT_LOGS = 200
+
+
+class Source(Protocol):
+    """Where an artifact may be had that is not on this machine. Raises ArtifactMissing, OSError."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is anybody to ask."""
+        ...
+
+    def fetch(self, digest: str, model: str, artifacts: Path) -> Coroutine[Any, Any, Path]: ...
 
 
 class Fleet:
@@ -30,15 +43,25 @@ class Fleet:
     waits for it: a replica came up or went down."""
 
     def __init__(
-        self, paths: NodePaths, settings: launch.RunnerSettings, drainer: Drainer, metrics: NodeMetrics
+        self,
+        paths: NodePaths,
+        settings: launch.RunnerSettings,
+        drainer: Drainer,
+        metrics: NodeMetrics,
+        source: Source | None = None,
     ) -> None:
         self.changed = asyncio.Event()
         self.urgent = asyncio.Event()
+        self.is_fenced = False
+        """Nothing may run here: see `fence`."""
         self.ring = KeyRing()
         self._paths = paths
         self._settings = settings
         self._drainer = drainer
         self._metrics = metrics
+        self._source = source
+        self._fetches: dict[str, asyncio.Task[Path]] = {}
+        self._waiting: dict[str, asyncio.Task[None]] = {}
         self._verified = integrity.Verified(paths.verified)
         self._closing = threading.Event()
         self._checks: dict[str, asyncio.Task[StartFailure | None]] = {}
@@ -74,10 +97,24 @@ class Fleet:
 
     def reconcile(self) -> None:
         """Does what the diff of desired and running says. Harmless at any time; nothing before the first `apply`."""
-        if self._desired is None:
+        if self._desired is None or self.is_fenced:
             return
         for action in diff(self._desired, [replica.running() for replica in self._replicas.values()]):
             self._do(action)
+
+    def fence(self, reason: str, kill_s: float) -> None:
+        """Ends every replica, within `kill_s` and whatever it is at, and starts none before `lift`: others may be given
+        their places. Each is reported as failed for `reason`."""
+        self.is_fenced = True
+        log.warning("node.fenced", reason=reason, replicas=len(self._replicas))
+        for replica_id, replica in list(self._replicas.items()):
+            if replica.record.ended is None and not self._called_off(replica_id, StartFailure(reason, False)):
+                replica.cut_off(StartFailure(reason, False), kill_s)
+
+    def lift(self) -> None:
+        """The control plane is heard again, and knows what has ended here."""
+        self.is_fenced = False
+        self.reconcile()
 
     def observed(self) -> tuple[ObservedReplica, ...]:
         """All replicas, for a report."""
@@ -110,6 +147,9 @@ class Fleet:
         """Stops watching; the runners go on, to be adopted."""
         self._closing.set()
         await self.standbys.close()
+        for task in (*self._waiting.values(), *self._fetches.values()):
+            task.cancel()
+        await asyncio.gather(*self._waiting.values(), *self._fetches.values(), return_exceptions=True)
         for replica in self._replicas.values():
             await replica.close()
         await asyncio.gather(*self._checks.values(), return_exceptions=True)
@@ -143,14 +183,11 @@ class Fleet:
         match action.verb:
             case "start" | "settle" if action.desired is not None:
                 self._begin(action.desired, settle=action.verb == "settle")
-            case "drain":
-                self._replicas[action.id].ask("drain")
-            case "park":
-                self._replicas[action.id].ask("park")
+            case "drain" | "stop" | "park":
+                if not self._called_off(action.id, None):
+                    self._replicas[action.id].ask(action.verb)
             case "unpark":
                 self._replicas[action.id].ask("run")
-            case "stop":
-                self._replicas[action.id].ask("stop")
             case _:
                 del self._replicas[action.id]
                 if is_name(action.id):
@@ -169,11 +206,19 @@ class Fleet:
         try:
             folder = weights_cache.resolve(self._paths.artifacts, desired.spec.artifact, desired.spec.model)
         except weights_cache.ArtifactMissing as error:
-            self._hold(nothing).end(StartFailure(message=str(error), fatal=True))
+            replica = self._hold(nothing)
+            if self._source is None or not self._source.is_known or not is_digest(desired.spec.artifact):
+                replica.end(StartFailure(message=str(error), fatal=True))
+                return
+            waiting = asyncio.create_task(self._begin_when_fetched(replica, desired), name=f"fetch for {desired.id}")
+            self._waiting[desired.id] = waiting
+            self.changed.set()
             return
-        record = nothing
+        self._start(nothing, desired, folder)
+
+    def _start(self, record: Record, desired: DesiredReplica, folder: Path) -> None:
         try:
-            record = launch.prepare(self._paths, desired, secrets.token_urlsafe(32), folder)
+            record = launch.prepare(self._paths, desired, secrets.token_urlsafe(32), folder, self._settings.host)
             self.standbys.expect(folder)
             claimed = self.standbys.claim(record)
             child, record = claimed or launch.spawn(self._paths, record, self._settings)
@@ -184,6 +229,43 @@ class Fleet:
         self._metrics.starts.inc()
         self._hold(record).watch(child, self._check(folder, desired))
         self.changed.set()
+
+    async def _begin_when_fetched(self, replica: RunnerProcess, desired: DesiredReplica) -> None:
+        digest = desired.spec.artifact
+        try:
+            folder = await asyncio.shield(self._fetch(digest, desired.spec.model))
+        except weights_cache.ArtifactMissing as error:
+            # whoever has it may only be away
+            replica.end(StartFailure(message=str(error), fatal=False))
+        except OSError as error:
+            reason = (
+                f"The weights of '{desired.spec.model}' could not be written: {error.strerror or error}. Free disk."
+            )
+            replica.end(StartFailure(message=reason, fatal=False))
+        else:
+            self._note_sound(digest, folder)
+            self._start(replica.record, desired, folder)
+        finally:
+            self._waiting.pop(desired.id, None)
+
+    def _fetch(self, digest: str, model: str) -> "asyncio.Task[Path]":
+        """One fetch of an artifact at a time, for all who wait for it."""
+        assert self._source is not None
+        if digest not in self._fetches:
+            fetching = self._source.fetch(digest, model, self._paths.artifacts)
+            task = asyncio.get_running_loop().create_task(fetching, name=f"fetch {digest[:19]}")
+            self._fetches[digest] = task
+            task.add_done_callback(lambda _: self._fetches.pop(digest, None))
+        return self._fetches[digest]
+
+    def _called_off(self, replica_id: str, failure: StartFailure | None) -> bool:
+        """Ends a replica that waits for its weights; False where it does not."""
+        waiting = self._waiting.pop(replica_id, None)
+        if waiting is None:
+            return False
+        waiting.cancel()
+        self._replicas[replica_id].end(failure)
+        return True
 
     def _is_starting(self) -> bool:
         return any(
@@ -214,12 +296,22 @@ class Fleet:
         if fault is not None:
             return StartFailure(message=fault, fatal=True)
         if seen is not None:
-            try:
-                self._verified.note(digest, seen)
-            except OSError as error:
-                # the disk is full: it will be read again at the next start
-                log.warning("artifact.unnoted", artifact=digest, error=str(error))
+            self._note(digest, seen)
         return None
+
+    def _note_sound(self, digest: str, folder: Path) -> None:
+        """What was fetched was read back then, and need not be read again."""
+        try:
+            self._note(digest, integrity.stamp(folder))
+        except OSError:
+            return  # gone again already: the start will say so
+
+    def _note(self, digest: str, seen: integrity.Stamp) -> None:
+        try:
+            self._verified.note(digest, seen)
+        except OSError as error:
+            # the disk is full: it will be read again at the next start
+            log.warning("artifact.unnoted", artifact=digest, error=str(error))
 
     def _on_change(self, replica: RunnerProcess) -> None:
         now = replica.observed()

@@ -47,6 +47,8 @@ class RunnerSettings:
     """How many runners wait, with everything imported, for a replica to become."""
     warm: str = ""
     """What they make ready beyond that: `torch`, or a device like `cuda:0`."""
+    host: str = "127.0.0.1"
+    """What runners listen on, and where gateways find them."""
     poll_s: float = 0.005
     """How often the status of a replica that is about to change is looked at."""
 
@@ -56,7 +58,9 @@ def environment(ours: Mapping[str, str]) -> dict[str, str]:
     return {name: ours[name] for name in PASSED_ON if name in ours}
 
 
-def prepare(paths: NodePaths, desired: DesiredReplica, token: str, artifact_dir: Path) -> Record:
+def prepare(
+    paths: NodePaths, desired: DesiredReplica, token: str, artifact_dir: Path, host: str = "127.0.0.1"
+) -> Record:
     """Writes record and spec, in that order: from here on an interrupted start can be found. Raises OSError."""
     record = Record(
         replica_id=desired.id,
@@ -74,6 +78,7 @@ def prepare(paths: NodePaths, desired: DesiredReplica, token: str, artifact_dir:
         token=token,
         status_path=str(paths.status(desired.id)),
         keys_path=str(paths.keys),
+        host=host,
         spec=desired.spec,
     )
     write_private(paths.spec(desired.id), msgspec.json.encode(spec))

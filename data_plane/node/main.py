@@ -20,17 +20,24 @@ from data_plane.node import devices
 from data_plane.node.agent import Agent, Fenced, Tempo
 from data_plane.node.bandwidth import read_bytes_per_s
 from data_plane.node.control import ControlClient, HttpDrainer
+from data_plane.node.credential import Credential, Removed
 from data_plane.node.fleet import Fleet
+from data_plane.node.guard import Guard
+from data_plane.node.identity import Membership, machine_id, read_membership
 from data_plane.node.launch import RunnerSettings
 from data_plane.node.lock import Locked, hold
 from data_plane.node.metrics import NodeMetrics
+from data_plane.node.peers import Peers
 from data_plane.node.records import NodePaths
 from data_plane.node.server import Server
+from data_plane.node.tenure import Tenure
 from data_plane.wire.fleet import NodeRegistration
 from data_plane.wire.names import NAME_RULE, is_name
 
 log = structlog.get_logger()
 VERSION = "0.1.0"
+GONE = 4
+"""Exit code of an agent whose node was removed: starting it again would not help."""
 MOST_STANDBYS = 16
 
 
@@ -47,6 +54,8 @@ class Settings:
     runner: RunnerSettings = field(default_factory=RunnerSettings)
     tempo: Tempo = field(default_factory=Tempo)
     stop_runners_on_exit: bool = False
+    membership: Membership | None = None
+    """Of a node that joined; then `key` is empty."""
 
 
 def parse(arguments: list[str], environment: dict[str, str]) -> Settings:
@@ -56,7 +65,7 @@ def parse(arguments: list[str], environment: dict[str, str]) -> Settings:
     parser.add_argument("--control", required=True, metavar="URL", help="the control plane")
     parser.add_argument("--home", type=Path, required=True, help="where artifacts, logs and records lie")
     parser.add_argument("--name", required=True, help=f"this machine's name: {NAME_RULE}")
-    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--host", default="127.0.0.1", help="what it and its runners listen on and are reached at")
     parser.add_argument("--port", type=int, default=0, help="0: any free one")
     parser.add_argument("--stop-runners-on-exit", action="store_true", help="else they go on, to be adopted")
     parser.add_argument("--runner-command", default=shlex.join(defaults.command), help="what starts a runner")
@@ -66,8 +75,16 @@ def parse(arguments: list[str], environment: dict[str, str]) -> Settings:
     parser.add_argument("--standby", type=int, default=1, metavar="N", help="runners that wait, all imported")
     options = parser.parse_args(arguments)
     key = environment.get("EBB_NODE_KEY", "")
-    if not key:
-        parser.error("EBB_NODE_KEY is not set. Give it a key with scope node: `ebb keys create --scope node`.")
+    home = options.home.expanduser().resolve()
+    try:
+        membership = None if key else read_membership(NodePaths(home).membership)
+    except ValueError as error:
+        parser.error(str(error))
+    if not key and membership is None:
+        parser.error(
+            "EBB_NODE_KEY is not set, and this home has not joined a platform. Join with `ebb node join URL --token "
+            "TOKEN`, or give it a key with scope node: `ebb keys create --scope node`."
+        )
     if not 0 <= options.standby <= MOST_STANDBYS:
         parser.error(f"--standby {options.standby}: from 0 to {MOST_STANDBYS} runners can wait.")
     if not is_name(options.name):
@@ -82,12 +99,13 @@ def parse(arguments: list[str], environment: dict[str, str]) -> Settings:
     return Settings(
         control=options.control,
         key=key,
-        home=options.home.expanduser().resolve(),
+        home=home,
         name=options.name,
         host=options.host,
         port=options.port,
         runner=runner,
         stop_runners_on_exit=options.stop_runners_on_exit,
+        membership=membership,
     )
 
 
@@ -96,22 +114,35 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     paths = NodePaths(settings.home)
     metrics = NodeMetrics()
     async with aiohttp.ClientSession() as session:
-        runner = replace(settings.runner, warm=settings.runner.warm or _warm())
-        fleet = Fleet(paths, runner, HttpDrainer(session), metrics)
+        runner = replace(settings.runner, warm=settings.runner.warm or _warm(), host=_reached_at(settings.host))
+        peers, tenure = Peers(session), Tenure(paths.lease)
+        fleet = Fleet(paths, runner, HttpDrainer(session), metrics, peers)
+        guard = Guard(tenure, peers, fleet)
         token = secrets.token_urlsafe(32)
         agents: list[Agent] = []
-        server = Server(fleet, paths, metrics, session, token, lambda: any(agent.is_ready for agent in agents))
+        server = Server(
+            *(fleet, paths, metrics, session, token, lambda: any(agent.is_ready for agent in agents)),
+            *(peers, lambda: tenure.heard_s),
+        )
         http = web.AppRunner(server.app(), access_log=None, shutdown_timeout=1.0)
         await http.setup()
         try:
             await web.TCPSite(http, settings.host, settings.port).start()
             fleet.adopt()
+            guard.resume()
             registration = _present(settings, http, token)
             log.info("node.listening", url=registration.agent_url)
             client = ControlClient(session, settings.control, settings.key)
-            agent = Agent(client, fleet, registration, settings.tempo)
+            known = settings.membership
+            credential = None if known is None else Credential(client, known, paths.membership)
+            agent = Agent(client, fleet, registration, settings.tempo, guard, credential)
             agents.append(agent)
-            await _run_until(agent, stop)
+            try:
+                await _run_until(agent, stop)
+            except (Fenced, Removed) as error:
+                guard.replaced(str(error))
+                await fleet.stop_all()
+                raise
             if settings.stop_runners_on_exit:
                 await fleet.stop_all()
         finally:
@@ -138,19 +169,23 @@ async def _run_until(agent: Agent, stop: asyncio.Event) -> None:
 
 def _present(settings: Settings, http: web.AppRunner, token: str) -> NodeRegistration:
     hostname = socket.gethostname()
-    reached_at = hostname if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - compared, not bound
     memory = devices.memory()
     return NodeRegistration(
         name=settings.name,
         host=hostname,
-        agent_url=f"http://{reached_at}:{http.addresses[0][1]}",
+        agent_url=f"http://{_reached_at(settings.host)}:{http.addresses[0][1]}",
         agent_token=token,
         devices=devices.find(),
         cpus=devices.cpus(),
         memory_bytes=memory.total_bytes,
         version=VERSION,
         read_bytes_per_s=read_bytes_per_s(),
+        machine=machine_id(settings.home),
     )
+
+
+def _reached_at(host: str) -> str:
+    return socket.gethostname() if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
 
 
 async def _serve_until_signalled(settings: Settings) -> None:
@@ -172,6 +207,9 @@ def main() -> int:
             asyncio.run(_serve_until_signalled(settings))
     except (Locked, Fenced) as error:
         return _fail(str(error))
+    except Removed as error:
+        _fail(str(error))
+        return GONE
     except OSError as error:
         return _fail(f"The node agent cannot run: {error}. Check --home, --host and --port.")
     return 0

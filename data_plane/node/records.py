@@ -69,6 +69,14 @@ class NodePaths:
         return self.logs / "standby.log"
 
     @property
+    def membership(self) -> Path:
+        return self.run / "membership.json"
+
+    @property
+    def lease(self) -> Path:
+        return self.run / "lease.json"
+
+    @property
     def lock(self) -> Path:
         return self.run / "agent.lock"
 

@@ -60,6 +60,7 @@ class RunnerProcess:
         """When this start began, on the monotonic clock."""
         self._paths = paths
         self._settings = settings
+        self._grace_s = settings.grace_s
         self._drainer = drainer
         self._on_change = on_change
         self._phase: ReplicaPhase = "ready" if record.was_ready else "starting"
@@ -110,6 +111,12 @@ class RunnerProcess:
         if self._watch is not None:
             self._watch.nudge()
         self._on_change(self)
+
+    def cut_off(self, reason: StartFailure, kill_s: float) -> None:
+        """Stop, within `kill_s`, and report it as failed for `reason`."""
+        self._verdict = self._verdict or reason
+        self._grace_s = kill_s
+        self.ask("stop")
 
     def observed(self) -> ObservedReplica:
         """What the next report says of this replica."""
@@ -267,7 +274,7 @@ class RunnerProcess:
         if self._term_at is None:
             self._term_at = now
             processes.terminate(self.record.pid, self.record.identity)
-        elif now - self._term_at > self._settings.grace_s:
+        elif now - self._term_at > self._grace_s:
             processes.kill_group(self.record.pid, self.record.identity)
 
     async def _tell_once(self, what: Literal["park", "unpark"], now: float) -> None:

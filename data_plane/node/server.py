@@ -1,6 +1,8 @@
-"""The agent's own HTTP: health, metrics, and the logs of its replicas. Starts and stops nothing.
+"""The agent's own HTTP: health, metrics, the logs of its replicas; for other nodes artifacts and the lease. Starts and
+stops nothing.
 
-Everything but /healthz and /readyz takes the agent's token (the control plane has it) or a key with scope read.
+Everything but /healthz and /readyz takes the agent's token (the control plane has it) or a key with scope read; what is
+for other nodes takes the token that the control plane made for each of them, and no key.
 """
 
 import asyncio
@@ -12,19 +14,22 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import aiohttp
+import msgspec
 import structlog
 from aiohttp import web
 
 from data_plane.node.fleet import Fleet
 from data_plane.node.logfile import read_on, read_tail
 from data_plane.node.metrics import NodeMetrics
+from data_plane.node.peers import SERVED, Peers, Word
 from data_plane.node.records import NodePaths
 from data_plane.wire.errors import ApiError, forbidden, invalid, not_found, unauthenticated, unavailable
 from data_plane.wire.keys import bearer
-from data_plane.wire.names import REQUEST_ID, is_name
+from data_plane.wire.names import REQUEST_ID, is_digest, is_name
 
 log = structlog.get_logger()
 OPEN = ("/healthz", "/readyz")
+FOR_NODES = ("/artifacts/", "/lease")
 MOST_LINES = 10_000
 FOLLOW_POLL_S = 0.2
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -40,6 +45,8 @@ class Server:
     session: aiohttp.ClientSession
     token: str
     is_ready: Callable[[], bool]
+    peers: Peers | None = None
+    heard_s: Callable[[], float | None] = lambda: None
     closing: bool = False
 
     def app(self) -> web.Application:
@@ -48,6 +55,8 @@ class Server:
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/lease", self._lease)
+        app.router.add_get("/artifacts/{digest}/{file}", self._artifact)
         app.router.add_get("/replicas/{id}/logs", self._logs)
         app.router.add_get("/replicas/{id}/metrics", self._runner_metrics)
         app.on_shutdown.append(self._on_shutdown)
@@ -83,6 +92,10 @@ class Server:
         presented = bearer(request.headers.get("authorization"))
         if hmac.compare_digest(presented.encode(), self.token.encode()):
             return
+        if request.path.startswith(FOR_NODES):
+            if self.peers is not None and self.peers.admits(presented, self.token):
+                return
+            raise unauthenticated("This address is for the nodes of this platform, with the tokens they were given.")
         record = self.fleet.ring.find(presented, time.time())
         if record is None:
             raise unauthenticated()
@@ -96,6 +109,20 @@ class Server:
         if not self.is_ready():
             raise unavailable("The control plane has not been reached yet.", code="not_registered", retry_after_s=1)
         return web.json_response({"status": "ready"})
+
+    async def _lease(self, _request: web.Request) -> web.Response:
+        body = msgspec.json.encode(Word(self.heard_s()))
+        return web.Response(body=body, content_type="application/json")
+
+    async def _artifact(self, request: web.Request) -> web.StreamResponse:
+        digest, file = request.match_info["digest"], request.match_info["file"]
+        if not is_digest(digest) or file not in SERVED:
+            raise invalid(f"An artifact has a digest and the files {', '.join(SERVED)}.", param="file")
+        folder = self.paths.artifacts / digest.replace(":", "-")
+        path = folder / file
+        if not (folder / SERVED[-1]).is_file() or path.is_symlink() or not path.is_file():
+            raise not_found("artifact", digest)
+        return web.FileResponse(path, headers={"content-type": "application/octet-stream"})
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         text = self.metrics.render(self.fleet.observed())

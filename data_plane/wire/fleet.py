@@ -22,7 +22,10 @@ class Device(msgspec.Struct, frozen=True):
 
 
 class NodeRegistration(msgspec.Struct, frozen=True):
-    """An agent presents its machine. `agent_url` and `agent_token` are how the control plane calls it back (logs)."""
+    """An agent presents its machine. `agent_url` and `agent_token` are how the control plane calls it back (logs).
+
+    `machine` tells an agent that was started again from one on another machine, or another home, of the same name.
+    """
 
     name: str
     host: str
@@ -34,13 +37,50 @@ class NodeRegistration(msgspec.Struct, frozen=True):
     version: str
     read_bytes_per_s: float = 0.0
     """How fast it reads files that are in its memory; 0: not measured."""
+    machine: str = ""
+
+
+class NodeCredential(msgspec.Struct, frozen=True):
+    """What a node that joined shows instead of a key: signed, for this node and epoch alone, and good for a while."""
+
+    token: str
+    expires_in_s: float
 
 
 class NodeWelcome(msgspec.Struct, frozen=True):
-    """The agent's id, and the epoch it must send with each report: a later registration of the name fences it off."""
+    """The agent's id, and the epoch it must send with each report: a later registration of the name fences it off.
+
+    `credential`: the one of this epoch, for agents that came with one.
+    """
 
     node_id: str
     epoch: int
+    credential: NodeCredential | None = None
+
+
+class JoinRequest(msgspec.Struct, frozen=True):
+    """A machine that shows a join token, and the name that it wants."""
+
+    name: str
+    machine: str = ""
+
+
+class Joined(msgspec.Struct, frozen=True):
+    """The machine is a node now, and this is how its agent proves it."""
+
+    node_id: str
+    name: str
+    credential: NodeCredential
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """Another node, and the token with which this one may read artifacts from its agent and ask it for signs of life of
+    the control plane (see wire.peers)."""
+
+    node_id: str
+    name: str
+    url: str
+    token: str
 
 
 class ReplicaSpec(msgspec.Struct, frozen=True):
@@ -78,6 +118,10 @@ class DesiredState(msgspec.Struct, frozen=True):
     version: str
     replicas: tuple[DesiredReplica, ...]
     keys: tuple[KeyRecord, ...]
+    peers: tuple[Peer, ...] = ()
+    """All other nodes: where they are, this node's replicas may be placed should it fall silent."""
+    lease_s: float = 0.0
+    """From when the last answered report was sent, so long may the node run its replicas; 0: for ever."""
 
 
 class StartFailure(msgspec.Struct, frozen=True):

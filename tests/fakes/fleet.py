@@ -65,6 +65,7 @@ class FakeAgent:
     name: str = "box"
     memory_bytes: int = 64 * GIB
     gpus: int = 0
+    machine: str = ""
     node_id: str = ""
     epoch: int = 0
     version: str = ""
@@ -75,12 +76,22 @@ class FakeAgent:
         gpus = [Device("cuda", index, "A GPU", 80 * GIB, 80 * GIB) for index in range(self.gpus)]
         devices = (Device("cpu", 0, "cpu", self.memory_bytes, self.memory_bytes), *gpus)
         node = NodeRegistration(
-            self.name, "127.0.0.1", "http://127.0.0.1:9", "agent-token", devices, 2, self.memory_bytes, "0.1.0", 1e9
+            self.name,
+            "127.0.0.1",
+            "http://127.0.0.1:9",
+            "agent-token",
+            devices,
+            2,
+            self.memory_bytes,
+            "0.1.0",
+            1e9,
+            self.machine,
         )
         answer = await self._send("POST", "/internal/v1/nodes/register", node)
         assert answer.status_code == 200, answer.text
         welcome = msgspec.json.decode(answer.content, type=NodeWelcome)
         self.node_id, self.epoch = welcome.node_id, welcome.epoch
+        self.key = welcome.credential.token if welcome.credential else self.key
         await self.desired()
         return welcome
 

@@ -14,6 +14,7 @@ from data_plane.wire.fleet import (
     NodeReport,
     NodeWelcome,
     ObservedReplica,
+    Peer,
 )
 from data_plane.wire.keys import KeyRecord
 
@@ -30,6 +31,8 @@ class FakeControl:
         self.url = ""
         self.epoch = 0
         self.forget_node = False
+        self.peers: tuple[Peer, ...] = ()
+        self.lease_s = 0.0
         self._desired = DesiredState("0", (), ())
         self._news = asyncio.Condition()
         self._runner: web.AppRunner | None = None
@@ -60,7 +63,7 @@ class FakeControl:
 
     async def want(self, *replicas: DesiredReplica, keys: tuple[KeyRecord, ...] = ()) -> None:
         async with self._news:
-            self._desired = DesiredState(str(int(self._desired.version) + 1), replicas, keys)
+            self._desired = DesiredState(str(int(self._desired.version) + 1), replicas, keys, self.peers, self.lease_s)
             self._news.notify_all()
 
     async def until(self, said: Callable[[NodeReport], bool], timeout_s: float = 15.0) -> NodeReport:

@@ -16,6 +16,7 @@ from control_plane.endpoints import service
 from control_plane.endpoints.schemas import NewEndpoint
 from control_plane.endpoints.tables import EndpointTable, ReplicaTable
 from control_plane.errors import StaleEpoch
+from control_plane.nodes.lease import LeaseTerms
 from control_plane.nodes.tables import NodeTable
 from control_plane.placement.loop import PlacementLoop
 from tests.control_plane.conftest import TestKeys
@@ -76,9 +77,9 @@ async def test_a_silent_node_is_lost_its_replica_replaced_and_its_runner_a_stran
     [wanted] = await agent.desired()
     await agent.make_ready(wanted)
 
-    await DispatchLoop(lost_s=0.0, grace_s=60.0).tick(leadership)
+    await DispatchLoop(LeaseTerms(0.0), grace_s=60.0).tick(leadership)
     assert len(await agent.desired()) == 1, "a process that has just begun judges nobody"
-    await DispatchLoop(lost_s=0.0, grace_s=0.0).tick(leadership)
+    await DispatchLoop(LeaseTerms(0.0), grace_s=0.0).tick(leadership)
     async with database.transaction() as session:
         [node] = (await session.execute(select(NodeTable))).scalars()
         endpoint = await session.get_one(EndpointTable, endpoint_id)

@@ -1,0 +1,37 @@
+"""How long a node may run its replicas without word from the control plane, and when others may take their place.
+Pure arithmetic; knows nothing of rows or agents.
+
+Two clocks take part and neither is compared with the other: the node's (monotonic, counting suspensions) and the
+database's. A node's lease L runs from the moment at which it *sent* the last report that was answered. When it is over
+it asks its peers whether they hear the control plane (that takes at most L/10), and if one does, or does not answer,
+it ends its replicas: asked to, and after L/5 killed. So at L + L/10 + L/5 none of them runs. The control plane counts
+from the moment at which it *stored* the last report, which is later than it was sent, and calls the node lost after
+
+    silence_s(L) = L + L/2   >   L + L/10 + L/5
+
+by the database's clock. What is left, L/5 (2 s of the default), is for clocks that run at different speeds and for a
+machine too busy to act at once. Nothing is placed in a node's stead before it is lost.
+"""
+
+from dataclasses import dataclass
+
+LEASE_S = 10.0
+"""Three reports missed, at one every 3 s."""
+
+
+@dataclass(frozen=True)
+class LeaseTerms:
+    """The terms that hold for every node."""
+
+    lease_s: float = LEASE_S
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds without a report after which a node is lost: its replicas have ended by then."""
+        return self.lease_s * 1.5
+
+    @property
+    def steady_s(self) -> float:
+        """So long a node that came back from silence is the second choice for replicas: one whose link flaps would be
+        given some each time, and lose them again."""
+        return self.lease_s * 6
