@@ -92,6 +92,9 @@ class ReplicaTable(Row):
     promised_bytes: Mapped[int] = mapped_column(BigInteger)
     """What placement reserved on the device; `memory_bytes` is what the agent sees it take."""
     memory_bytes: Mapped[int] = mapped_column(BigInteger)
+    peak_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"), default=0)
+    fixed_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"), default=0)
+    """The most that was resident beside its KV cache: what corrects later estimates. 0 where it is not known."""
     url: Mapped[str | None]
     token: Mapped[str | None]
     pid: Mapped[int | None] = mapped_column(BigInteger)
