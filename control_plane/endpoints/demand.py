@@ -2,17 +2,19 @@
 Knows nothing of what is done about it."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select
+import msgspec
+from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.db.bells import ring
 from control_plane.db.clock import db_now
-from control_plane.endpoints.tables import DemandTable, EndpointTable
-from data_plane.wire.routes import DemandReport
+from control_plane.endpoints.tables import DemandTable, EndpointTable, GatewayTable
+from data_plane.wire.routes import DemandReport, EndpointDemand
 
 LONGEST_IDLE_S = 10 * 366 * 86_400.0
 MOST_REQUESTS = 2**31 - 1
@@ -22,49 +24,86 @@ JUST_NOW_S = 1.0
 """Work that ended so recently is news: from it the idle time counts."""
 
 
+SAMPLE_S = 2.0
+SAMPLES_S = 60.0
+"""So long are samples kept, and so far apart: what autoscaler/window.py looks at."""
+
+
 async def note(session: AsyncSession, report: DemandReport) -> None:
     """Stores the report. Endpoints that are gone are passed over; rows are written in one order, so reports that
     cross do not block each other for good."""
+    now = await db_now(session)
+    gateway = report.gateway[:200]
+    heard = insert(GatewayTable).values(name=gateway, heard_at=now)
+    await session.execute(heard.on_conflict_do_update(index_elements=["name"], set_={"heard_at": now}))
     given = {_uuid(demand.endpoint_id): demand for demand in report.endpoints}
     given.pop(None, None)
     known = await _known(session, [endpoint_id for endpoint_id in given if endpoint_id is not None])
+    if report.is_whole:
+        # what it had in hand before it, or its word of it, was lost is not in hand any more
+        others = (DemandTable.gateway == gateway) & DemandTable.endpoint_id.not_in(known)
+        none = {"running": 0, "waiting": 0, "reported_at": now}
+        await session.execute(update(DemandTable).where(others).values(none))
     if not known:
         return
-    now = await db_now(session)
-    values: list[dict[str, object]] = []
-    for endpoint_id in known:
-        demand = given[endpoint_id]
-        idle_s = 0.0 if demand.running + demand.waiting else min(max(0.0, demand.idle_for_s), LONGEST_IDLE_S)
-        values.append(
-            {
-                "endpoint_id": endpoint_id,
-                "gateway": report.gateway[:200],
-                "running": min(max(0, demand.running), MOST_REQUESTS),
-                "waiting": min(max(0, demand.waiting), MOST_REQUESTS),
-                "last_work_at": now - timedelta(seconds=idle_s),
-                "reported_at": now,
-            }
-        )
-    new = insert(DemandTable).values(values)
+    samples = await _samples(session, gateway, known)
+    await _write(session, [_row(given[each], each, gateway, samples.get(each, []), now) for each in known])
+    if any(demand.running + demand.waiting or _ended_just_now(demand) for demand in report.endpoints):
+        await ring(session, "endpoints")
+
+
+def _row(
+    demand: EndpointDemand, endpoint_id: UUID, gateway: str, samples: list[Any], now: datetime
+) -> dict[str, object]:
+    idle_s = 0.0 if demand.running + demand.waiting else demand.idle_for_s
+    if demand.totals is not None:
+        samples = _with(samples, [now.timestamp(), *msgspec.structs.astuple(demand.totals)])
+    return {
+        "endpoint_id": endpoint_id,
+        "gateway": gateway,
+        "running": _count(demand.running),
+        "waiting": _count(demand.waiting),
+        "kv_tokens": _count(demand.kv_tokens),
+        "last_work_at": None if idle_s is None else now - timedelta(seconds=min(max(0.0, idle_s), LONGEST_IDLE_S)),
+        "reported_at": now,
+        "samples": samples,
+        "latency": None if demand.latency is None else msgspec.to_builtins(demand.latency),
+    }
+
+
+async def _write(session: AsyncSession, rows: list[dict[str, object]]) -> None:
+    new = insert(DemandTable).values(rows)
+    replaced = ("running", "waiting", "kv_tokens", "reported_at", "samples", "latency")
     await session.execute(
         new.on_conflict_do_update(
             index_elements=["endpoint_id", "gateway"],
             set_={
-                "running": new.excluded.running,
-                "waiting": new.excluded.waiting,
+                **{name: new.excluded[name] for name in replaced},
                 "last_work_at": func.greatest(DemandTable.last_work_at, new.excluded.last_work_at),
-                "reported_at": new.excluded.reported_at,
             },
         )
     )
-    if any(demand.running + demand.waiting or demand.idle_for_s < JUST_NOW_S for demand in report.endpoints):
-        await ring(session, "endpoints")
+
+
+async def _samples(session: AsyncSession, gateway: str, ids: Sequence[UUID]) -> dict[UUID, list[Any]]:
+    query = select(DemandTable.endpoint_id, DemandTable.samples)
+    rows = await session.execute(query.where(DemandTable.gateway == gateway, DemandTable.endpoint_id.in_(ids)))
+    return {endpoint_id: samples for endpoint_id, samples in rows}
+
+
+async def of(session: AsyncSession, endpoint_id: UUID) -> list[tuple[datetime, DemandTable | None]]:
+    """Each gateway's last sign of life, and its word on the endpoint; None where it never had work there."""
+    about = (DemandTable.gateway == GatewayTable.name) & (DemandTable.endpoint_id == endpoint_id)
+    query = select(GatewayTable.heard_at, DemandTable).outerjoin(DemandTable, about)
+    # populate_existing: a session that looked before must not be told the same again
+    rows = await session.execute(query.execution_options(populate_existing=True))
+    return [(heard_at, row) for heard_at, row in rows]
 
 
 async def gateways(session: AsyncSession) -> int:
     """How many gateways there are, by their reports; at least one, since someone asks."""
-    heard = DemandTable.reported_at > func.clock_timestamp() - timedelta(seconds=HEARD_S)
-    return max(1, (await session.execute(select(func.count(DemandTable.gateway.distinct())).where(heard))).scalar_one())
+    heard = GatewayTable.heard_at > func.clock_timestamp() - timedelta(seconds=HEARD_S)
+    return max(1, (await session.execute(select(func.count(GatewayTable.name)).where(heard))).scalar_one())
 
 
 async def _known(session: AsyncSession, ids: Sequence[UUID]) -> list[UUID]:
@@ -72,6 +111,23 @@ async def _known(session: AsyncSession, ids: Sequence[UUID]) -> list[UUID]:
         return []
     query = select(EndpointTable.id).where(EndpointTable.id.in_(ids), EndpointTable.deleted_at.is_(None))
     return sorted((await session.execute(query)).scalars())
+
+
+def _with(samples: list[Any], latest: list[float]) -> list[Any]:
+    """The samples with one more: the last two are one where they are close, and one stays that is older than is asked
+    for, so that a whole window always has its beginning."""
+    now = latest[0]
+    before = samples[:-1] if len(samples) > 1 and now - samples[-2][0] < SAMPLE_S else samples
+    young = next((at for at, sample in enumerate(before) if sample[0] > now - SAMPLES_S), len(before))
+    return [*before[max(0, young - 1) :], latest]
+
+
+def _ended_just_now(demand: EndpointDemand) -> bool:
+    return demand.idle_for_s is not None and demand.idle_for_s < JUST_NOW_S
+
+
+def _count(number: int) -> int:
+    return min(max(0, number), MOST_REQUESTS)
 
 
 def _uuid(text: str) -> UUID | None:

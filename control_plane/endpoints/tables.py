@@ -1,10 +1,12 @@
-"""Tables of endpoints, their immutable revisions, their replicas, and the demand that gateways see on them."""
+"""Tables of endpoints, their immutable revisions, their replicas, the demand that gateways see on them, and what was
+learned from it."""
 
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, ForeignKey, Index, String, UniqueConstraint, text
+from sqlalchemy import BigInteger, ForeignKey, Index, String, UniqueConstraint, false, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from control_plane.db.base import Base, Row, TenantRow
@@ -20,6 +22,8 @@ class EndpointTable(TenantRow):
     __tablename__ = "endpoints"
     __table_args__ = (
         Index("uq_endpoints_name", "tenant_id", "name", unique=True, postgresql_where=text("deleted_at is null")),
+        # of hundreds that sleep only those are looked at that are to be woken
+        Index("ix_endpoints_wake_at", "wake_at", postgresql_where=text("wake_at is not null")),
     )
 
     name: Mapped[str]
@@ -31,6 +35,11 @@ class EndpointTable(TenantRow):
     min_replicas: Mapped[int]
     max_replicas: Mapped[int]
     idle_s: Mapped[float]
+    """Of an `idle_auto` endpoint what it is kept for while its idle times are too few to tell."""
+    idle_auto: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """It sleeps and wakes by its own idle times (autoscaler/keepalive.py)."""
+    slo: Mapped[dict[str, Any] | None]
+    """The latency it is to hold, where it has one: schemas.Slo."""
     desired: Mapped[int]
     state: Mapped[EndpointState] = mapped_column(String)
     reason: Mapped[str]
@@ -48,6 +57,10 @@ class EndpointTable(TenantRow):
     """Seconds from decision to ready: what the last starts of its artifact took (life.learned_start_s)."""
     promised_until: Mapped[datetime | None]
     """Someone who does not wait counts on a start until then: who woke it by hand, or was told to come again."""
+    wake_at: Mapped[datetime | None]
+    """While it sleeps: when it is to be woken ahead of the request that is expected."""
+    evicted_at: Mapped[datetime | None]
+    """When it last had to make room for another endpoint: it is not woken ahead until it has had work again."""
     deleted_at: Mapped[datetime | None]
 
 
@@ -118,4 +131,49 @@ class DemandTable(Base):
     running: Mapped[int]
     waiting: Mapped[int]
     last_work_at: Mapped[datetime | None]
+    """When its last work ended. None: this gateway never saw any."""
     reported_at: Mapped[datetime]
+    kv_tokens: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    samples: Mapped[list[Any]] = mapped_column(JSONB, default=list, server_default=text("'[]'"))
+    """Of its counters over the last minute: [Unix seconds, busy_s, prefill_tokens, decode_tokens] each."""
+    latency: Mapped[dict[str, Any] | None]
+    """What its last answers took: wire.routes.Latency."""
+
+
+class GatewayTable(Base):
+    """A gateway, and when it was last heard. It names only endpoints whose work changed: the others are as they were."""
+
+    __tablename__ = "gateways"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    heard_at: Mapped[datetime]
+
+
+class KeepaliveTable(Base):
+    """What an `idle_auto` endpoint's idle times were, and what follows for the one that has begun."""
+
+    __tablename__ = "keepalives"
+
+    endpoint_id: Mapped[UUID] = mapped_column(ForeignKey("endpoints.id"), primary_key=True)
+    history: Mapped[dict[str, Any]]
+    began_at: Mapped[datetime | None]
+    """Since when it has been without work. None: it works, or never did."""
+    plan: Mapped[dict[str, Any] | None]
+    """Made once for the idle time since `began_at`."""
+
+
+class BearingTable(Base):
+    """What one replica of an artifact bears on a kind of device while it holds a latency."""
+
+    __tablename__ = "bearings"
+
+    artifact: Mapped[str] = mapped_column(primary_key=True)
+    device: Mapped[str] = mapped_column(primary_key=True)
+    """`cpu` or `cuda`."""
+    slo: Mapped[str] = mapped_column(primary_key=True)
+    """`schemas.Slo.word`: the same for all endpoints that ask for the same."""
+    prefill_per_s: Mapped[float]
+    decode_per_s: Mapped[float]
+    source: Mapped[str]
+    """measured (when the artifact was made) or learned (from what was served)."""
+    changed_at: Mapped[datetime]

@@ -49,20 +49,51 @@ class GatewayState(msgspec.Struct, frozen=True):
     """Gateways that report: each allows its part of a key's limits."""
 
 
+class Totals(msgspec.Struct, frozen=True):
+    """Counters of one gateway on one endpoint since it started: their differences tell the work of any stretch of time,
+    also where reports between were lost."""
+
+    busy_s: float
+    """Requests in hand, integrated over time."""
+    prefill_tokens: float
+    """Of prompts that came, without what a replica should hold of them."""
+    decode_tokens: float
+    """Of answers, as far as they were relayed."""
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """What the answers that ended in the last `over_s` seconds took; 95th percentiles, None where there was none."""
+
+    answers: int
+    over_s: float
+    ttft_p95_ms: float | None = None
+    itl_p95_ms: float | None = None
+    """Between two tokens, each answer's mean."""
+
+
 class EndpointDemand(msgspec.Struct, frozen=True):
-    """Work on one endpoint at one gateway now, and how long ago the last of it ended (0.0 while there is some)."""
+    """Work on one endpoint at one gateway now, and how long ago the last of it ended: 0.0 while there is some, None
+    where this gateway never saw any."""
 
     endpoint_id: str
     running: int
     waiting: int
-    idle_for_s: float
+    idle_for_s: float | None
+    kv_tokens: int = 0
+    """About what the running requests hold in KV caches."""
+    totals: Totals | None = None
+    latency: Latency | None = None
 
 
 class DemandReport(msgspec.Struct, frozen=True):
-    """Sent at once when an endpoint becomes busy or idle, every second while busy, every 5 s otherwise."""
+    """Sent at once when an endpoint becomes busy or idle, every second while any is busy, every 5 s otherwise. It names
+    the endpoints with work and those whose work ended since the last report that arrived; the others are as they were.
+    """
 
     gateway: str
     endpoints: tuple[EndpointDemand, ...]
+    is_whole: bool = False
+    """The first after a start, or after one that was lost: an endpoint that it does not name has no work there."""
 
 
 class WakeRequest(msgspec.Struct, frozen=True):
