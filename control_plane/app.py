@@ -19,6 +19,7 @@ from control_plane.catalog.controller import ModelsController
 from control_plane.db.bells import Bells
 from control_plane.db.loop import Leader, Loop
 from control_plane.db.session import Database
+from control_plane.decisions.controller import DecisionsController
 from control_plane.dispatch.controller import AgentsController, NodesController
 from control_plane.dispatch.loop import DispatchLoop
 from control_plane.endpoints.controller import EndpointsController, ReplicasController
@@ -40,7 +41,7 @@ VERSION = "0.1.0"
 MAX_BODY_BYTES = 4 * 2**20
 
 CONTROLLERS: list[ControllerRouterHandler] = [
-    *(ModelsController, JobsController, KeysController, EventsController),
+    *(ModelsController, JobsController, KeysController, EventsController, DecisionsController),
     *(EndpointsController, ReplicasController, NodesController),
     *(GatewaysController, AgentsController, RegistrationController),
 ]

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from control_plane.autoscaler.policy import GatewayDemand, Limits, Observation, decide
 from control_plane.db.clock import unix
 from control_plane.db.loop import Leadership
+from control_plane.decisions.service import Basis
 from control_plane.endpoints import life, metrics
 from control_plane.endpoints.life import Held
 from control_plane.endpoints.specs import RevisionSpec
@@ -57,7 +58,8 @@ class AutoscalerLoop:
             limits, observed = await _observe(session, held)
             decision = decide(observed, limits, held.now.timestamp())
             if decision.desired != held.endpoint.desired:
-                await life.set_desired(session, held, decision.desired, decision.reason)
+                asked = {"observed": observed, "limits": limits, "now": held.now.timestamp()}
+                await life.set_desired(session, held, decision.desired, decision.reason, Basis("autoscaler", asked))
 
 
 async def _retry(session: AsyncSession, held: Held) -> None:

@@ -9,6 +9,7 @@ import typer
 from control_plane.cli import (
     bench,
     bench_gateway,
+    bench_place,
     chat,
     doctor,
     endpoints,
@@ -80,6 +81,9 @@ bench.app.command(
         "ebb bench gateway --stub http://127.0.0.1:9101,http://127.0.0.1:9102 --peer other=http://127.0.0.1:30000",
     ),
 )(bench_gateway.gateway)
+bench.app.command(
+    "place", epilog=examples_of("ebb bench place", "ebb bench place --endpoints 10,100,1000,10000 -o json")
+)(bench_place.place)
 app.add_typer(bench.app, name="bench", rich_help_panel=ACCESS)
 app.add_typer(simulate.app, name="simulate", rich_help_panel=ACCESS)
 

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from control_plane.db.bells import ring
 from control_plane.db.clock import db_now
 from control_plane.db.loop import Leadership
+from control_plane.decisions import service as decisions
 from control_plane.dispatch import service
 from control_plane.endpoints import metrics
 from control_plane.endpoints.states import ENDED, PHASES
@@ -121,3 +122,4 @@ async def _clean(leadership: Leadership) -> None:
     async with leadership.transaction() as session:
         await session.execute(delete(ReplicaTable).where(ReplicaTable.ended_at < old))
         await session.execute(delete(DemandTable).where(DemandTable.reported_at < old))
+        await decisions.trim(session)

@@ -98,8 +98,8 @@ def too_large(
 def changes(
     spec: RevisionSpec, kind: DeviceKind, usable: Sequence[int], made: Mapping[str, int], excess_bytes: int = 0
 ) -> tuple[Change, ...]:
-    """What would make one request of `spec` fit a device of `kind`: other weights, less context, more devices. `usable`:
-    what the devices there are have for replicas, the largest first."""
+    """What would make one request of `spec` fit a device of `kind`: other weights, less context, more devices.
+    `usable`: what the devices there are have for replicas, the largest first."""
     need = _one_request(spec, kind, excess_bytes)
     found = [_smaller_weights(spec, kind, usable[0], made, excess_bytes), _less_context(spec, kind, usable[0], need)]
     return (*(each for each in found if each is not None), _more_devices(spec, kind, usable, excess_bytes))

@@ -51,9 +51,7 @@ class RevisionSpec(msgspec.Struct, frozen=True):
 
     def estimate(self, kind: DeviceKind, excess_bytes: int = 0) -> Estimate:
         """What a replica takes on a device of `kind`, corrected by what others of it were measured to take."""
-        guess = estimate(
-            self.size, context=self.context, concurrency=self.concurrency, dtype=self.dtype, kind=kind
-        )
+        guess = estimate(self.size, context=self.context, concurrency=self.concurrency, dtype=self.dtype, kind=kind)
         return guess.corrected(excess_bytes)
 
 

@@ -40,6 +40,8 @@ class EndpointTable(TenantRow):
     """It sleeps and wakes by its own idle times (autoscaler/keepalive.py)."""
     slo: Mapped[dict[str, Any] | None]
     """The latency it is to hold, where it has one: schemas.Slo."""
+    priority: Mapped[str] = mapped_column(server_default="normal", default="normal")
+    """low, normal or high: its place in line, and what losing a replica of it weighs."""
     desired: Mapped[int]
     state: Mapped[EndpointState] = mapped_column(String)
     reason: Mapped[str]
@@ -91,6 +93,7 @@ class ReplicaTable(Row):
         ),
         Index("ix_replicas_alive", "node_id", postgresql_where=ALIVE),
         Index("ix_replicas_endpoint_id", "endpoint_id", "created_at"),
+        Index("ix_replicas_artifact", text("(spec ->> 'artifact')"), "ready_at"),
     )
 
     endpoint_id: Mapped[UUID] = mapped_column(ForeignKey("endpoints.id"))

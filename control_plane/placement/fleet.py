@@ -124,9 +124,7 @@ class Fleet:
     ) -> Spot | None:
         views = [_seen(self._views[spot], own, cached) for spot in spots]
         fits = [
-            view
-            for view in views
-            if need.estimates[view.kind].total_bytes <= min(view.room_bytes, view.usable_bytes)
+            view for view in views if need.estimates[view.kind].total_bytes <= min(view.room_bytes, view.usable_bytes)
         ]
         return min(fits, key=lambda view: key(view, need)).spot if fits else None
 
