@@ -9,6 +9,7 @@ measured to take, beside their KV cache, corrects the rest.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from control_plane.catalog.quantization import DeviceKind
 
@@ -61,15 +62,20 @@ class Estimate:
     correction_bytes: int = 0
     one_sequence_bytes: int | None = None
 
-    @property
+    @cached_property
     def fixed_bytes(self) -> int:
         """All but the KV cache: what does not depend on context or concurrency."""
         estimated = self.weights_bytes + self.runtime_bytes + self.activations_bytes
         return max(0, estimated + self.correction_bytes)
 
-    @property
+    @cached_property
     def total_bytes(self) -> int:
         return self.fixed_bytes + self.kv_cache_bytes
+
+    @property
+    def least_bytes(self) -> int:
+        """With a KV cache for no more than one full context."""
+        return self.fixed_bytes + min(self.kv_cache_bytes, self.one_sequence_bytes or self.kv_cache_bytes)
 
     def corrected(self, excess_bytes: int) -> "Estimate":
         """With what replicas of the same were measured to take beyond the estimate (negative: less)."""

@@ -105,12 +105,11 @@ def evict(residents: Sequence[Resident], missing_bytes: int, *, is_first: bool =
     if sum(max(way.frees_bytes for way in each) for each in ways) < missing_bytes:
         return None
     unit = max(1, missing_bytes // UNITS)
-    most = sum(max(way.frees_bytes for way in each) // unit for each in ways)
-    for units in range(missing_bytes // unit, most + 1):
+    # a way counts as the units that it begins: so many more of them make up for what that rounds up
+    for units in range(missing_bytes // unit, missing_bytes // unit + len(ways) + 1):
         chosen = _cheapest(ways, unit, units)
         if sum(each.frees_bytes for each in chosen) >= missing_bytes:
             return _without_spare(chosen, missing_bytes)
-    # what rounding down lost is a trifle: all of them together free enough
     return _without_spare([max(each, key=lambda way: way.frees_bytes) for each in ways], missing_bytes)
 
 
@@ -149,7 +148,7 @@ def _cheapest(ways: Sequence[Sequence[Eviction]], unit: int, units: int) -> list
     for each in ways:
         before, had = list(least), list(chosen)
         for way in each:
-            frees, loss = way.frees_bytes // unit, way.loss + TRIFLE
+            frees, loss = -(-way.frees_bytes // unit), way.loss + TRIFLE
             for covered in range(units + 1):
                 rest = max(0, covered - frees)
                 if covered and before[rest] + loss < least[covered]:

@@ -25,6 +25,7 @@ class Fleet:
         self._views = {device.spot: device for device in devices}
         self._shelves: dict[DeviceKind, dict[int, _Shelf]] = {"cpu": {}, "cuda": {}}
         self._of_node: dict[str, list[Spot]] = {}
+        self._told: dict[tuple[object, ...], NoRoom] = {}
         self._most_usable: dict[DeviceKind, int] = {"cpu": 0, "cuda": 0}
         for device in devices:
             self._shelves[device.kind].setdefault(device.busy, []).append(_item(device))
@@ -51,6 +52,7 @@ class Fleet:
         del shelf[bisect_left(shelf, _item(old))]
         insort(shelves.setdefault(new.busy, []), _item(new))
         self._views[spot] = new
+        self._told.clear()
 
     def give(self, spot: Spot, size_bytes: int) -> None:
         """Takes a promise back."""
@@ -65,6 +67,8 @@ class Fleet:
             if need.device not in ("auto", kind):
                 continue
             estimate = need.estimates[kind]
+            if estimate.least_bytes > self._most_usable[kind]:
+                continue
             if estimate.total_bytes > self._most_usable[kind]:
                 # some device may do with a smaller KV cache
                 return plan(self._for(own, cached), need)
@@ -76,15 +80,17 @@ class Fleet:
             return plan(self._for(own, cached), need)
         return self._no_room(need)
 
-    def candidates(
-        self, need: Need, own: Mapping[Spot, int], cached: AbstractSet[str], most: int
+    def beside(
+        self, chosen: Placed, need: Need, own: Mapping[Spot, int], cached: AbstractSet[str], most: int
     ) -> tuple[DeviceView, ...]:
-        """So many devices, the best and the roomiest among them, that `plan` answers the same of them as of all."""
-        asked = [device for device in self._for(own, cached) if need.allows(device)]
-        fits = [device for device in asked if need.on(device).total_bytes <= device.room_bytes]
-        best = sorted(fits, key=lambda device: key(device, need))[: most - 1]
-        rest = [roomiest(asked, need)] if asked and not best else []
-        return tuple(best + rest) or tuple(self._for(own, cached)[:most])
+        """The chosen device and a few that were not: `plan` answers the same of them as of all."""
+        view = self._views[chosen.spot]
+        spots = [chosen.spot, *list(own)[:most]]
+        for shelf in self._shelves[view.kind].values():
+            at = bisect_left(shelf, (chosen.estimate.total_bytes, "", "", ""))
+            spots += [(node_id, device) for _, _, device, node_id in shelf[at : at + most]]
+        seen = [self._views[spot] for spot in dict.fromkeys(spots) if spot in self._views]
+        return tuple(_seen(each, own, cached) for each in seen if need.allows(each))[:most]
 
     def _has_asked(self, need: Need) -> bool:
         return any(self._most_usable[kind] for kind in _KINDS if need.device in ("auto", kind))
@@ -129,10 +135,14 @@ class Fleet:
         return min(fits, key=lambda view: key(view, need)).spot if fits else None
 
     def _no_room(self, need: Need) -> NoRoom:
-        """All alike in what matters: the emptiest device speaks for the others."""
-        asked = [device for device in self._views.values() if need.allows(device)]
-        answer = plan([roomiest(asked, need)], need)
-        assert isinstance(answer, NoRoom), "no device had room"
+        """The roomiest device speaks for all. Asked again before anything has changed, it says the same."""
+        totals = (need.device, *(need.estimates[kind] for kind in _KINDS))
+        answer = self._told.get(totals)
+        if answer is None:
+            asked = [device for device in self._views.values() if need.allows(device)]
+            found = plan([roomiest(asked, need)], need)
+            assert isinstance(found, NoRoom), "no device had room"
+            answer = self._told[totals] = found
         return answer
 
     def _for(self, own: Mapping[Spot, int], cached: AbstractSet[str]) -> list[DeviceView]:

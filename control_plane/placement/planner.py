@@ -8,6 +8,7 @@ question always has the same answer. `plan` is the rule; fleet.py answers the sa
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from control_plane.catalog.quantization import DeviceKind
 from control_plane.endpoints.memory import Estimate, human, usable_bytes
@@ -41,7 +42,7 @@ class DeviceView:
     def spot(self) -> Spot:
         return self.node_id, self.device
 
-    @property
+    @cached_property
     def usable_bytes(self) -> int:
         return usable_bytes(self.memory_bytes, self.kind)
 
@@ -59,7 +60,8 @@ class Need:
 
     def on(self, device: DeviceView) -> Estimate:
         """What it takes there: less KV cache on a device that could never have all of it."""
-        return self.estimates[device.kind].within(device.usable_bytes)
+        wanted = self.estimates[device.kind]
+        return wanted if wanted.total_bytes <= device.usable_bytes else wanted.within(device.usable_bytes)
 
     def allows(self, device: DeviceView) -> bool:
         """Whether it is a device that was asked for."""

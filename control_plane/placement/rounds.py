@@ -8,6 +8,7 @@ coming: smaller ones behind it may go past it only to other devices.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from control_plane.endpoints.memory import human
 from control_plane.placement.eviction import PATIENCE_S, Eviction, Resident, evict, loss_of, turn
@@ -18,8 +19,8 @@ HEAD_START_S = {"low": 0.0, "normal": 5.0, "high": 15.0}
 """What a priority is worth in line: bounded, so that nobody waits for ever."""
 WEIGHT = {"low": 0.25, "normal": 1.0, "high": 4.0}
 """What a priority is worth when room is made."""
-MOST_EVICTING = 16
-"""Endpoints in a round for which room is made; the others are told that they are in line."""
+MOST_TRIED = 8
+"""Endpoints in a round for which room is sought, however many there are; the others are told that they are in line."""
 MOST_DEVICES = 16
 """Devices on which evicting is tried for one endpoint: those with most idle bytes."""
 
@@ -101,13 +102,14 @@ Step = Place | Unpark | Refuse | Evict | Wait
 class Round:
     """What is known when the round begins, and what it has given away so far."""
 
-    def __init__(self, fleet: Fleet, residents: Sequence[Resident], now: float, *, most_seen: int = 32) -> None:
+    def __init__(self, fleet: Fleet, residents: Sequence[Resident], now: float, *, most_seen: int = 8) -> None:
         self._fleet = fleet
         self._now = now
         self._most_seen = most_seen
         self._there: dict[Spot, list[Resident]] = {}
         self._leaving: dict[Spot, int] = {}
-        self._evicting = 0
+        self._idle: dict[bool, dict[Spot, int]] = {}
+        self._tried = 0
         self._waiting = 0
         for each in residents:
             if each.standing == "leaving":
@@ -144,30 +146,33 @@ class Round:
         return self._make_room(want, choice)
 
     def _placed(self, want: Want, own: dict[Spot, int], choice: Placed) -> Place:
-        seen = self._fleet.candidates(want.need, own, want.cached, self._most_seen)
+        seen = self._fleet.beside(choice, want.need, own, want.cached, self._most_seen)
         self._fleet.take(choice.spot, choice.estimate.total_bytes, works=1)
         own[choice.spot] = own.get(choice.spot, 0) + 1
         view = self._fleet.view(choice.spot)
         assert view is not None, "it was chosen among the fleet's"
-        places = sum(want.need.allows(each) and each.kind == view.kind for each in seen)
+        places = sum(each.kind == view.kind for each in seen)
         copies = max(own[choice.spot], -(-want.desired // max(1, places)))
         return Place(want, choice, threads_for(view, copies), seen)
 
     def _make_room(self, want: Want, why: NoRoom) -> Step:
-        spots = [view for view in self._fleet.all() if want.need.allows(view)]
-        coming = next((view for view in spots if self._lacks(want, view) <= 0), None)
+        leaving = [view for view in map(self._fleet.view, self._leaving) if view is not None]
+        coming = next((v for v in leaving if want.need.allows(v) and self._lacks(want, v) <= 0), None)
         if coming is not None:
             self._claim(want, coming)
             names = f"{coming.device} of node {coming.node}"
             return self._wait(want, why, f"Replicas that are being stopped on {names} make room for it.")
-        if self._evicting < MOST_EVICTING and (step := self._evict(want, spots, why)) is not None:
-            self._evicting += 1
+        if self._tried >= MOST_TRIED:
+            return self._wait(want, why, "Those before it in line come first.")
+        self._tried += 1
+        spots = [view for view in self._fleet.all() if want.need.allows(view)]
+        if (step := self._evict(want, spots)) is not None:
             return step
         if want.is_first and spots:
             self._claim(want, max(spots, key=lambda view: (view.room_bytes, view.node, view.device)))
         return self._wait(want, why, "No replica that could make room is idle.")
 
-    def _evict(self, want: Want, spots: list[DeviceView], why: NoRoom) -> Evict | None:
+    def _evict(self, want: Want, spots: list[DeviceView]) -> Evict | None:
         tried: list[tuple[float, int, str, DeviceView, tuple[Eviction, ...]]] = []
         for view in self._most_idle(want, spots):
             victims = evict(self._there.get(view.spot, []), self._lacks(want, view), is_first=want.is_first)
@@ -191,6 +196,9 @@ class Round:
         there = self._there[view.spot]
         gone = {each.replica_id for each in victims}
         self._there[view.spot] = [each for each in there if each.replica_id not in gone]
+        for is_first, idle in self._idle.items():
+            stay = (each for each in self._there[view.spot] if each.may_be_evicted(is_first=is_first))
+            idle[view.spot] = sum(each.holds_bytes for each in stay)
         freed = sum(each.frees_bytes for each in victims)
         self._leaving[view.spot] = self._leaving.get(view.spot, 0) + freed
         self._claim(want, view)
@@ -202,17 +210,18 @@ class Round:
         return Evict(want, view.spot, missing, victims, tuple(there), reason)
 
     def _most_idle(self, want: Want, spots: list[DeviceView]) -> list[DeviceView]:
-        """Where anything can be evicted, most bytes first; few of many."""
-        idle = {
-            view.spot: sum(
-                each.holds_bytes
-                for each in self._there.get(view.spot, ())
-                if each.may_be_evicted(is_first=want.is_first)
-            )
-            for view in spots
-        }
-        able = [view for view in spots if idle[view.spot] and idle[view.spot] >= self._lacks(want, view)]
-        return sorted(able, key=lambda view: (-idle[view.spot], view.node, view.device))[:MOST_DEVICES]
+        """Where enough can be evicted, most bytes first; few of many."""
+        if want.is_first not in self._idle:
+            self._idle[want.is_first] = {
+                spot: sum(each.holds_bytes for each in there if each.may_be_evicted(is_first=want.is_first))
+                for spot, there in self._there.items()
+            }
+        idle = self._idle[want.is_first]
+        some = sorted(
+            (view for view in spots if idle.get(view.spot)),
+            key=lambda view: (-idle[view.spot], view.node, view.device),
+        )
+        return list(islice((v for v in some if idle[v.spot] >= self._lacks(want, v)), MOST_DEVICES))
 
     def _lacks(self, want: Want, view: DeviceView) -> int:
         """Bytes that are missing there, once all that leave have left."""

@@ -1,7 +1,7 @@
 """What a round of placing costs, by the size of the fleet: the very files that decide, on fleets that are made up.
 
-Endpoints, nodes and devices grow alike, in the proportion of 1,000 to 200 to 1,600. Half of the endpoints have a replica,
-idle or at work; a tenth are woken at once, as many of them as find the fleet full have room made. Reading rows is not in
+Endpoints, nodes and devices grow alike, as 1,000 to 200 to 1,600. Half of the endpoints have a replica, idle or busy;
+a tenth are woken at once; those who find the fleet full have room made. Reading rows is not in
 it: that is a fixed number of queries (placement/observe.py).
 """
 
@@ -41,7 +41,7 @@ class Cost:
 def measure(endpoints: int, *, is_full: bool, rounds: int = 5, seed: int = 0) -> Cost:
     """A fleet with room, or one in which whoever is placed must have room made for it."""
     nodes = max(1, endpoints // ENDPOINTS_PER_NODE)
-    devices, residents = _fleet(nodes, endpoints, is_full, Random(seed))
+    devices, residents = _fleet(nodes, endpoints, is_full, Random(seed))  # noqa: S311 - makes up a fleet, guards nothing
     wants = _wants(max(1, endpoints // 10), is_full)
     one = [_timed(devices, residents, wants[:1])[0] for _ in range(rounds)]
     many = [_timed(devices, residents, wants) for _ in range(rounds)]

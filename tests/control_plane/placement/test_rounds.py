@@ -201,7 +201,7 @@ def test_what_can_never_be_is_refused_and_what_is_parked_is_woken() -> None:
     [step] = round_of([parked], [want("w", GIB, parked=(parked,))])
     assert type(step).__name__ == "Unpark"
     busy = idle("busy", 3 * GIB, has_work=True)
-    [step] = round_of([parked, busy], [want("w", GIB + GIB // 4, parked=(parked,))])
+    [step] = round_of([parked, busy], [want("w", GIB + GIB // 4, asked_at=95.0, parked=(parked,))])
     assert isinstance(step, Wait), "there is no room for its cache, and nobody to make any"
 
 
