@@ -30,6 +30,7 @@ from control_plane.events.controller import EventsController
 from control_plane.jobs.controller import JobsController
 from control_plane.jobs.loop import JobsLoop, LazyHints
 from control_plane.nodes.controller import RegistrationController
+from control_plane.placement.controller import ExplainController
 from control_plane.placement.loop import PlacementLoop
 from control_plane.settings import Settings
 from control_plane.tenants.auth import OPEN, READ, KeyCache, require_scope
@@ -42,7 +43,7 @@ MAX_BODY_BYTES = 4 * 2**20
 
 CONTROLLERS: list[ControllerRouterHandler] = [
     *(ModelsController, JobsController, KeysController, EventsController, DecisionsController),
-    *(EndpointsController, ReplicasController, NodesController),
+    *(EndpointsController, ExplainController, ReplicasController, NodesController),
     *(GatewaysController, AgentsController, RegistrationController),
 ]
 

@@ -28,6 +28,9 @@ def deploy(
     concurrency: Annotated[int, typer.Option("--concurrency", help="Requests a replica runs at once.")] = 32,
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = "auto",
     quant: QuantOption = AUTO,
+    priority: Annotated[
+        str, typer.Option("--priority", help="low, normal or high: its place in line where memory is short.")
+    ] = "normal",
     wait: Annotated[bool, typer.Option("--wait", help="Stay until its URL answers (with --min: until it is live).")] = (
         False
     ),
@@ -41,7 +44,7 @@ def deploy(
     """
     body: Json = {
         **{"name": name, "model": model, "min": min_replicas, "max": max_replicas, "idle_s": idle_s},
-        **{"context": context, "concurrency": concurrency, "dtype": dtype, "quant": quant},
+        **{"context": context, "concurrency": concurrency, "dtype": dtype, "quant": quant, "priority": priority},
     }
     with Api.open(home) as api:
         endpoint = _post(api, body)
@@ -122,14 +125,15 @@ def scale(
     min_replicas: Annotated[int | None, typer.Option("--min", help="Replicas that always run.")] = None,
     max_replicas: Annotated[int | None, typer.Option("--max", help="Replicas at most.")] = None,
     idle_s: Annotated[int | None, typer.Option("--idle", help="Seconds without work before it sleeps.")] = None,
+    priority: Annotated[str | None, typer.Option("--priority", help="low, normal or high.")] = None,
     home: HomeOption = DEFAULT_HOME,
     output: OutputOption = Output.table,
 ) -> None:
     """Change how many replicas an endpoint may have, and when it sleeps."""
-    wanted = {"min": min_replicas, "max": max_replicas, "idle_s": idle_s}
+    wanted = {"min": min_replicas, "max": max_replicas, "idle_s": idle_s, "priority": priority}
     body: Json = {field: value for field, value in wanted.items() if value is not None}
     if not body:
-        raise typer.BadParameter("Say what to change: --min N, --max N or --idle SECONDS.")
+        raise typer.BadParameter("Say what to change: --min N, --max N, --idle SECONDS or --priority CLASS.")
     with Api.open(home) as api:
         endpoint = api.patch(f"/endpoints/{segment(name)}", body)
     if output is Output.json:

@@ -13,11 +13,13 @@ from control_plane.cli import (
     chat,
     doctor,
     endpoints,
+    explain,
     jobs,
     keys,
     logs,
     models,
     nodes,
+    replay,
     simulate,
     status,
     up,
@@ -69,7 +71,16 @@ _add(
 _add("wake", ENDPOINTS, endpoints.wake, "ebb wake chat", "ebb wake chat --wait")
 _add("scale", ENDPOINTS, endpoints.scale, "ebb scale chat --min 1 --max 4", "ebb scale chat --idle 600")
 _add("logs", ENDPOINTS, logs.logs, "ebb logs chat", "ebb logs chat -f")
-_add("events", ENDPOINTS, logs.events, "ebb events", "ebb events -f --subject chat", "ebb events --requests")
+_add(
+    "events",
+    ENDPOINTS,
+    logs.events,
+    "ebb events",
+    "ebb events -f --subject chat",
+    "ebb events --requests",
+    "ebb events --decisions",
+)
+_add("explain", ENDPOINTS, explain.explain, "ebb explain chat", "ebb explain chat -o json")
 _add("rm", ENDPOINTS, endpoints.rm, "ebb rm chat")
 _add("nodes", ACCESS, nodes.nodes, "ebb nodes", "ebb nodes -o json")
 app.add_typer(keys.app, name="keys", rich_help_panel=ACCESS)
@@ -85,6 +96,14 @@ bench.app.command(
     "place", epilog=examples_of("ebb bench place", "ebb bench place --endpoints 10,100,1000,10000 -o json")
 )(bench_place.place)
 app.add_typer(bench.app, name="bench", rich_help_panel=ACCESS)
+simulate.app.command(
+    "decision",
+    epilog=examples_of("ebb simulate decision 4711", "ebb simulate decision 4711 --set limits.idle_s=300 -o json"),
+)(replay.decision)
+simulate.app.command(
+    "decisions",
+    epilog=examples_of("ebb simulate decisions --from-events", "ebb simulate decisions --from-events -n 20"),
+)(replay.replay_all)
 app.add_typer(simulate.app, name="simulate", rich_help_panel=ACCESS)
 
 

@@ -14,6 +14,7 @@ from control_plane.endpoints.tables import EndpointTable, ReplicaTable
 MOST_REPLICAS = 64
 Count = Annotated[int, msgspec.Meta(ge=0, le=MOST_REPLICAS)]
 IdleSeconds = Annotated[float, msgspec.Meta(ge=1, le=86_400)]
+Priority = Literal["low", "normal", "high"]
 DEVICE = r"^(auto|cpu|cuda|cuda:[0-9]{1,2})$"
 
 
@@ -32,6 +33,8 @@ class NewEndpoint(msgspec.Struct, forbid_unknown_fields=True):
     device: Annotated[str, msgspec.Meta(pattern=DEVICE, max_length=7)] = "auto"
     target: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
     quant: Quant = AUTO
+    priority: Priority = "normal"
+    """Its place in line where memory is short, and what losing a replica of it weighs."""
 
 
 class Scale(msgspec.Struct, forbid_unknown_fields=True):
@@ -40,6 +43,7 @@ class Scale(msgspec.Struct, forbid_unknown_fields=True):
     min: Count | None = None
     max: Count | None = None
     idle_s: IdleSeconds | None = None
+    priority: Priority | None = None
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -59,6 +63,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     min: int
     max: int
     idle_s: float
+    priority: str
     url: str
     revision: int
     spec: dict[str, Any]
@@ -117,6 +122,7 @@ def to_endpoint(row: EndpointTable, alive: list[ReplicaTable], spec: dict[str, A
         min=row.min_replicas,
         max=row.max_replicas,
         idle_s=row.idle_s,
+        priority=row.priority,
         url=f"{gateway_url}/e/{row.name}/v1",
         revision=row.revision,
         spec=spec,

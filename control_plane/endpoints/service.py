@@ -57,6 +57,7 @@ async def scale(session: AsyncSession, tenant_id: UUID, name: str, change: Scale
     _check_limits(low, high, "min" if change.max is None else "max")
     endpoint.min_replicas, endpoint.max_replicas = low, high
     endpoint.idle_s = endpoint.idle_s if change.idle_s is None else change.idle_s
+    endpoint.priority = change.priority or endpoint.priority
     await _limits_changed(session, held, "The limits were changed by request.")
     return held
 
@@ -201,6 +202,7 @@ async def _create(
         min_replicas=wanted.min,
         max_replicas=wanted.max,
         idle_s=wanted.idle_s,
+        priority=wanted.priority,
         desired=0,
         state="zero",
         reason=reason,
@@ -226,6 +228,7 @@ async def _revise(
 ) -> None:
     endpoint = held.endpoint
     endpoint.min_replicas, endpoint.max_replicas, endpoint.idle_s = wanted.min, wanted.max, wanted.idle_s
+    endpoint.priority = wanted.priority
     current = select(RevisionTable.spec).where(
         RevisionTable.endpoint_id == endpoint.id, RevisionTable.number == endpoint.revision
     )

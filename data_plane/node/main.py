@@ -45,6 +45,8 @@ class Settings:
     runner: RunnerSettings = field(default_factory=RunnerSettings)
     tempo: Tempo = field(default_factory=Tempo)
     stop_runners_on_exit: bool = False
+    memory_bytes: int = 0
+    """The most of the machine's memory that replicas may count on; 0: all."""
 
 
 def parse(arguments: list[str], environment: dict[str, str]) -> Settings:
@@ -61,12 +63,22 @@ def parse(arguments: list[str], environment: dict[str, str]) -> Settings:
     parser.add_argument("--stall-s", type=float, default=defaults.stall_s, help="give a start up after no progress")
     parser.add_argument("--drain-s", type=float, default=defaults.drain_s, help="how long a drain may take")
     parser.add_argument("--grace-s", type=float, default=defaults.grace_s, help="from SIGTERM to SIGKILL")
+    parser.add_argument(
+        "--memory",
+        default=environment.get("EBB_NODE_MEMORY", ""),
+        metavar="SIZE",
+        help="of this machine's memory the most that replicas are placed by, such as 8GiB (EBB_NODE_MEMORY)",
+    )
     options = parser.parse_args(arguments)
     key = environment.get("EBB_NODE_KEY", "")
     if not key:
         parser.error("EBB_NODE_KEY is not set. Give it a key with scope node: `ebb keys create --scope node`.")
     if not is_name(options.name):
         parser.error(f"--name {options.name!r} is not a name: {NAME_RULE}.")
+    try:
+        memory_bytes = devices.parse_size(options.memory) if options.memory else 0
+    except ValueError as error:
+        parser.error(f"--memory (EBB_NODE_MEMORY): {error}")
     runner = RunnerSettings(
         command=tuple(shlex.split(options.runner_command)),
         stall_s=options.stall_s,
@@ -82,6 +94,7 @@ def parse(arguments: list[str], environment: dict[str, str]) -> Settings:
         port=options.port,
         runner=runner,
         stop_runners_on_exit=options.stop_runners_on_exit,
+        memory_bytes=memory_bytes,
     )
 
 
@@ -132,7 +145,7 @@ def _present(settings: Settings, http: web.AppRunner, token: str) -> NodeRegistr
         host=hostname,
         agent_url=f"http://{reached_at}:{http.addresses[0][1]}",
         agent_token=token,
-        devices=devices.find(),
+        devices=devices.find(settings.memory_bytes),
         cpus=devices.cpus(),
         memory_bytes=memory.total_bytes,
         version=VERSION,
