@@ -131,14 +131,19 @@ def _less_context(spec: RevisionSpec, kind: DeviceKind, usable: int, need: Estim
 def _more_devices(spec: RevisionSpec, kind: DeviceKind, usable: Sequence[int], excess_bytes: int) -> Change:
     """The fewest devices like the roomiest on which a share each would fit."""
     for ranks in range(2, MOST_RANKS + 1):
-        share = sharded(spec.size, ranks)
-        each = estimate(share, context=spec.context, concurrency=1, dtype=spec.dtype, kind=kind)
-        needs = each.corrected(excess_bytes).total_bytes
+        needs = _share(spec, kind, ranks, excess_bytes)
         if needs <= usable[0]:
             there = sum(needs <= one for one in usable)
             says = f"sharding over {ranks} such devices ({there} there; this version runs a replica on one)"
             return Change("sharding", says, needs, True)
+    needs = _share(spec, kind, MOST_RANKS, excess_bytes)
     return Change("sharding", f"sharding over {MOST_RANKS} such devices", needs, False)
+
+
+def _share(spec: RevisionSpec, kind: DeviceKind, ranks: int, excess_bytes: int) -> int:
+    """What one of `ranks` devices would hold."""
+    each = estimate(sharded(spec.size, ranks), context=spec.context, concurrency=1, dtype=spec.dtype, kind=kind)
+    return each.corrected(excess_bytes).total_bytes
 
 
 def _one_request(spec: RevisionSpec, kind: DeviceKind, excess_bytes: int) -> Estimate:

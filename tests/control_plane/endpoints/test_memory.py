@@ -1,5 +1,7 @@
 """Estimates of memory against what real runners took, and what is learned from them."""
 
+from typing import Any
+
 import pytest
 
 from control_plane.endpoints.fit import KnownDevice, changes, too_large
@@ -23,14 +25,14 @@ MEASURED = [
 ]
 
 
-def spec_of(quantization: str = "none", context: int = 8192, concurrency: int = 32, **facts: object) -> RevisionSpec:
-    told: dict[str, object] = {"dtype": "auto", "device": "auto", "target": None, "hidden_size": 576, **facts}
+def spec_of(quantization: str = "none", context: int = 8192, concurrency: int = 32, **facts: Any) -> RevisionSpec:
+    told: dict[str, Any] = {"dtype": "auto", "device": "auto", "target": None, "hidden_size": 576, **facts}
     return RevisionSpec(
         *("smollm2", "sha256:aa", BYTES[quantization], "bfloat16", 23_040, context, concurrency),
         quantization=quantization,
         intermediate_size=1536,
         vocab_size=49_152,
-        **told,  # type: ignore[arg-type]
+        **told,
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -24,7 +25,7 @@ SPOT = ("node", "cpu")
 IDLE = Resident("r", "e", "e", SPOT, "ready", GIB, has_work=False, ready_for_s=600.0, idle_s=60.0, arrivals_per_s=0.01)
 
 
-def idle(name: str, size: int = GIB, **facts: object) -> Resident:
+def idle(name: str, size: int = GIB, **facts: Any) -> Resident:
     return dataclasses.replace(IDLE, replica_id=name, endpoint_id=name, endpoint=name, holds_bytes=size, **facts)
 
 
@@ -55,9 +56,9 @@ def test_bytes_count_as_well() -> None:
 
 def test_parking_is_chosen_where_it_frees_enough() -> None:
     parks = idle("parks", 3 * GIB, kv_bytes=2 * GIB)
-    [one] = evict([parks], GIB) or ()
+    [one] = list(evict([parks], GIB) or ())
     assert (one.how, one.frees_bytes) == ("park", 2 * GIB)
-    [one] = evict([parks], 3 * GIB) or ()
+    [one] = list(evict([parks], 3 * GIB) or ())
     assert (one.how, one.frees_bytes) == ("stop", 3 * GIB)
     parked = dataclasses.replace(parks, replica_id="parked", standing="parked", holds_bytes=GIB, kv_bytes=0)
     assert names(evict([parked, dataclasses.replace(IDLE, arrivals_per_s=0.01)], GIB)) == ["parked"]
@@ -76,7 +77,7 @@ def test_parking_is_chosen_where_it_frees_enough() -> None:
     ],
     ids=["works", "nobody knows", "its minimum", "is coming", "is leaving", "has just served", "has served nobody yet"],
 )
-def test_who_stays(facts: dict[str, object]) -> None:
+def test_who_stays(facts: dict[str, Any]) -> None:
     assert evict([dataclasses.replace(IDLE, **facts)], GIB) is None
 
 
@@ -95,7 +96,9 @@ def test_no_other_choice_loses_less(drawn: list[tuple[int, int, bool]], missing:
         for at, (size, rate, parks) in enumerate(drawn)
     ]
     chosen = evict(there, missing * 100 * MIB)
-    ways = [[None, ("stop", r.holds_bytes, r.arrivals_per_s * r.restore_s)] for r in there]
+    ways: list[list[tuple[str, int, float] | None]] = [
+        [None, ("stop", r.holds_bytes, r.arrivals_per_s * r.restore_s)] for r in there
+    ]
     for each, resident in zip(ways, there, strict=True):
         if resident.kv_bytes:
             each.append(("park", resident.kv_bytes, resident.arrivals_per_s * resident.unpark_s))

@@ -5,14 +5,15 @@ import heapq
 from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any, Literal
 
 import pytest
 
 from control_plane.endpoints.memory import GIB, Estimate
-from control_plane.placement.eviction import PATIENCE_S, TURN_S, Resident, arrivals_per_s
+from control_plane.placement.eviction import PATIENCE_S, TURN_S, Resident, Standing, arrivals_per_s
 from control_plane.placement.fleet import Fleet
 from control_plane.placement.planner import DeviceView, Need
-from control_plane.placement.rounds import Evict, Place, Refuse, Round, Wait, Want
+from control_plane.placement.rounds import Evict, Place, Refuse, Round, Step, Wait, Want
 
 START_S, STOP_S, SERVE_S, TICK_S = 0.6, 0.1, 0.1, 0.25
 NODE = DeviceView("n", "box", "cpu", "cpu", 5 * GIB, cpus=2)  # 4 GiB for replicas
@@ -24,7 +25,7 @@ SPOT = NODE.spot
 class Model:
     name: str
     waiting: list[float] = field(default_factory=list[float])
-    status: str = "zero"
+    status: Standing | Literal["zero"] = "zero"
     since: float = 0.0
     asked_at: float = 0.0
     last_work_at: float | None = None
@@ -95,10 +96,11 @@ class World:
                 assert isinstance(step, Wait), step
 
     def _resident(self, model: Model) -> Resident:
+        assert model.status != "zero", "it holds nothing"
         idle_s = None if model.last_work_at is None else max(0.0, self.now - model.last_work_at)
         return Resident(
             *(model.name, model.name, model.name, SPOT),
-            standing=model.status,  # type: ignore[arg-type]
+            standing=model.status,
             holds_bytes=NEED.estimates["cpu"].total_bytes,
             has_work=bool(model.waiting) or model.serving_until > self.now,
             ready_for_s=self.now - model.since if model.status == "ready" else None,
@@ -153,16 +155,16 @@ def test_where_all_have_work_for_ever_they_take_turns() -> None:
     assert max(wait for model in world.models for wait in model.waits) <= 2 * (TURN_S + PATIENCE_S)
 
 
-def want(name: str, size: int, **facts: object) -> Want:
+def want(name: str, size: int, **facts: Any) -> Want:
     return Want(name, name, Need("auto", {"cpu": Estimate(size, 0, 0), "cuda": Estimate(size, 0, 0)}), **facts)
 
 
-def idle(name: str, size: int, **facts: object) -> Resident:
-    told: dict[str, object] = {"has_work": False, "ready_for_s": 900.0, "idle_s": 60.0, "arrivals_per_s": 0.01, **facts}
-    return Resident(name, name, name, SPOT, "ready", size, **told)  # type: ignore[arg-type]
+def idle(name: str, size: int, **facts: Any) -> Resident:
+    told: dict[str, Any] = {"has_work": False, "ready_for_s": 900.0, "idle_s": 60.0, "arrivals_per_s": 0.01, **facts}
+    return Resident(name, name, name, SPOT, "ready", size, **told)
 
 
-def round_of(residents: list[Resident], wants: list[Want], now: float = 100.0) -> list[object]:
+def round_of(residents: list[Resident], wants: list[Want], now: float = 100.0) -> list[Step]:
     held = sum(each.holds_bytes for each in residents)
     return list(Round(Fleet((dataclasses.replace(NODE, promised_bytes=held),)), residents, now).decide(wants))
 
@@ -178,9 +180,9 @@ def test_the_first_in_line_has_the_first_claim_and_smaller_ones_do_not_pass_it()
 def test_a_priority_is_worth_some_seconds_and_not_more() -> None:
     busy = [idle("busy", 3 * GIB, has_work=True)]
     soon = [want("low", GIB, asked_at=90.0, priority="low"), want("high", GIB, asked_at=99.0, priority="high")]
-    assert [step.want.endpoint for step in round_of(busy, soon)] == ["high", "low"]  # type: ignore[attr-defined]
+    assert [step.want.endpoint for step in round_of(busy, soon)] == ["high", "low"]
     late = [want("low", GIB, asked_at=10.0, priority="low"), want("high", GIB, asked_at=99.0, priority="high")]
-    assert [step.want.endpoint for step in round_of(busy, late)] == ["low", "high"]  # type: ignore[attr-defined]
+    assert [step.want.endpoint for step in round_of(busy, late)] == ["low", "high"]
 
 
 def test_one_eviction_serves_one_and_what_leaves_is_counted_once() -> None:
