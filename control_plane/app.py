@@ -25,6 +25,7 @@ from control_plane.dispatch.loop import DispatchLoop
 from control_plane.endpoints.controller import EndpointsController, ReplicasController
 from control_plane.endpoints.gateway_controller import GatewaysController
 from control_plane.endpoints.metrics import FLEET
+from control_plane.endpoints.starts import StartsController
 from control_plane.errors import DatabaseUnavailable, answer_for
 from control_plane.events.controller import EventsController
 from control_plane.jobs.controller import JobsController
@@ -43,7 +44,7 @@ MAX_BODY_BYTES = 4 * 2**20
 
 CONTROLLERS: list[ControllerRouterHandler] = [
     *(ModelsController, JobsController, KeysController, EventsController, DecisionsController),
-    *(EndpointsController, ExplainController, ReplicasController, NodesController),
+    *(EndpointsController, ExplainController, ReplicasController, StartsController, NodesController),
     *(GatewaysController, AgentsController, RegistrationController),
 ]
 

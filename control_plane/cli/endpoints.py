@@ -95,7 +95,7 @@ def ps(
     Examples: `ebb ps`, `ebb ps --starts`, `ebb ps --starts -o json`.
     """
     with Api.open(home) as api:
-        items = api.items("/replicas" if starts else "/endpoints")
+        items = api.items("/starts" if starts else "/endpoints")
     if starts:
         told = [start_of(replica) for replica in items]
         return print_json(told) if output is Output.json else print_starts(told)

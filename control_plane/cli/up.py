@@ -39,6 +39,9 @@ def up(
     demo: Annotated[
         bool, typer.Option("--demo", help="On the first run add the model smollm2 and deploy it as 'chat'.")
     ] = False,
+    standby: Annotated[
+        int, typer.Option("--standby", min=0, max=16, help="Runners that wait, all imported, to be claimed by a start.")
+    ] = 1,
     output: OutputOption = Output.table,
 ) -> None:
     """Start the platform on this machine: PostgreSQL, control plane, gateway, node agent, worker.
@@ -56,6 +59,7 @@ def up(
         node_name=node_name(),
         database_url=os.environ.get("EBB_DATABASE_URL") or None,
         broker_url=os.environ.get("EBB_BROKER_URL") or None,
+        standby=standby,
     )
     if detach:
         _say_ready(_start_detached(platform), platform.home, demo=demo, output=output)
@@ -130,6 +134,7 @@ def _start_detached(platform: Platform) -> Credentials:
     command = [sys.executable, "-m", "control_plane.embedded", "--home", str(platform.home.root)]
     command += ["--host", platform.host, "--port", str(platform.port)]
     command += ["--gateway-port", str(platform.gateway_port), "--name", platform.node_name]
+    command += ["--standby", str(platform.standby)]
     with platform.home.log("supervisor").open("wb") as log:
         process = subprocess.Popen(
             command,

@@ -15,7 +15,7 @@ from control_plane.decisions import service as decisions
 from control_plane.dispatch import service
 from control_plane.endpoints import metrics
 from control_plane.endpoints.states import ENDED, PHASES
-from control_plane.endpoints.tables import DemandTable, EndpointTable, ReplicaTable
+from control_plane.endpoints.tables import DemandTable, EndpointTable, ReplicaTable, StartTable
 from control_plane.nodes import service as nodes
 from control_plane.nodes.tables import NodeTable
 
@@ -28,6 +28,7 @@ DRAIN_S = 600.0
 """The longest request that a drain waits for; after it the replica is stopped."""
 DRAIN_DELETED_S = 30.0
 KEPT_DAYS = 7
+KEPT_STARTS_DAYS = 30
 CLEAN_EVERY_S = 600.0
 STATES = ("zero", "waking", "live", "draining", "failed")
 
@@ -119,7 +120,9 @@ async def _count(session: AsyncSession) -> None:
 
 async def _clean(leadership: Leadership) -> None:
     old = func.clock_timestamp() - timedelta(days=KEPT_DAYS)
+    long_ago = func.clock_timestamp() - timedelta(days=KEPT_STARTS_DAYS)
     async with leadership.transaction() as session:
         await session.execute(delete(ReplicaTable).where(ReplicaTable.ended_at < old))
+        await session.execute(delete(StartTable).where(StartTable.created_at < long_ago))
         await session.execute(delete(DemandTable).where(DemandTable.reported_at < old))
         await decisions.trim(session)

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from control_plane.db.bells import ring
 from control_plane.db.clock import db_now
 from control_plane.dispatch.diff import Change, Ended, Seen, Stray, Wanted, compare
-from control_plane.endpoints import life, measured
+from control_plane.endpoints import life, measured, starts
 from control_plane.endpoints.life import Held
 from control_plane.endpoints.states import ENDED
 from control_plane.endpoints.tables import EndpointTable, ReplicaTable
@@ -150,12 +150,20 @@ async def _apply(
 
 async def _see(session: AsyncSession, held: Held, replica: ReplicaTable, change: Seen) -> None:
     moved = _facts(replica, change.observed)[:3] != _stored(replica)[:3]
+    if "place" not in replica.spans:
+        start = await starts.of(session, replica)
+        began_at = replica.created_at if start is None else start.created_at
+        way_s = (held.now - began_at).total_seconds() - (change.observed.for_s or 0.0)
+        replica.spans = {**replica.spans, "place": round(max(0.0, way_s), 4)}
+    before = replica.spans
     _note(replica, change.observed)
     if change.to is not None:
         # one that was let go keeps the reason for that to its end
         reason = PHASE_REASONS[change.to] if replica.intent == "run" else replica.reason
         await life.move(session, held, replica, change.to, reason)
-    elif moved:
+    elif replica.spans != before:
+        await starts.note(session, replica, held.now)
+    if change.to is None and moved:
         # an adopted runner may have another address or token: gateways must hear of it
         await ring(session, "routes")
 

@@ -25,6 +25,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=7070)
     parser.add_argument("--gateway-port", type=int, default=7071)
     parser.add_argument("--name", required=True)
+    parser.add_argument("--standby", type=int, default=1)
     return parser.parse_args()
 
 
@@ -58,6 +59,7 @@ def main() -> int:
         port=given.port,
         gateway_port=given.gateway_port,
         node_name=given.name,
+        standby=given.standby,
         database_url=os.environ.get("EBB_DATABASE_URL") or None,
         broker_url=os.environ.get("EBB_BROKER_URL") or None,
     )

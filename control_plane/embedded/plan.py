@@ -29,6 +29,8 @@ class Platform:
     node_name: str
     database_url: str | None = None
     broker_url: str | None = None
+    standby: int = 1
+    """Runners that wait, with everything imported, for a replica to become."""
 
     @property
     def control(self) -> str:
@@ -76,6 +78,7 @@ def gateway_child(platform: Platform, node_key: str) -> ChildSpec:
 
 def node_child(platform: Platform, node_key: str) -> ChildSpec:
     arguments = ("--control", platform.control, "--name", platform.node_name, "--host", platform.host, "--port", "0")
+    arguments += ("--standby", str(platform.standby))
     env = _environment(platform, None) | {"EBB_NODE_KEY": node_key}
     return _python(platform, "node", ("data_plane.node", *arguments, *_home(platform)), env, 5.0)
 

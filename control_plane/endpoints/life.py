@@ -3,7 +3,7 @@ the caller's transaction. Knows nothing of why: callers decide, and say the reas
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from statistics import median
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import select
@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from control_plane.db.bells import ring
 from control_plane.db.clock import db_now, unix
 from control_plane.decisions import service as decisions
-from control_plane.endpoints import metrics
+from control_plane.endpoints import metrics, starts
 from control_plane.endpoints.states import (
     ENDED,
     Circuit,
@@ -25,9 +25,6 @@ from control_plane.endpoints.states import (
 from control_plane.endpoints.tables import EndpointTable, ReplicaTable
 from control_plane.events.service import record
 from data_plane.wire.fleet import ReplicaPhase, StartFailure
-
-STARTS_REMEMBERED = 9
-"""Few enough to follow a change of the machine, enough that one slow start does not matter."""
 
 
 @dataclass
@@ -148,12 +145,8 @@ async def move(session: AsyncSession, held: Held, replica: ReplicaTable, to: Rep
     before = replica.status
     replica.status = transition(str(replica.id), replica.status, to)
     replica.reason = reason
-    if to == "ready" and before == "parked":
-        held.endpoint.last_ready_at = held.now
-    elif to == "ready":
+    if to == "ready":
         await _became_ready(session, held, replica)
-    elif before == "placing" and "place" not in replica.spans:
-        replica.spans = {**replica.spans, "place": _seconds(replica.created_at, held.now)}
     await _tell(session, held, replica, to, reason, {"from": before})
     await settle(session, held, _state_reason(to, reason))
 
@@ -165,30 +158,15 @@ def _state_reason(to: ReplicaPhase, reason: str) -> str:
 async def _became_ready(session: AsyncSession, held: Held, replica: ReplicaTable) -> None:
     endpoint = held.endpoint
     replica.ready_at = endpoint.last_ready_at = held.now
-    asked_s = _seconds(replica.created_at, held.now) + float(replica.spans.get("decide", 0.0))
+    start = await starts.of(session, replica)
+    began_at = replica.created_at if start is None else start.created_at
+    asked_s = _seconds(began_at, held.now) + float(replica.spans.get("decide", 0.0))
     replica.spans = {**replica.spans, "ready": round(asked_s, 4)}
     await session.flush()
-    endpoint.start_s = await learned_start_s(session, replica)
+    start = await starts.note(session, replica, held.now)
+    endpoint.start_s = await starts.learned_s(session, replica, "cached" if start is None else start.tier)
     metrics.COLD_STARTS.inc()
     metrics.COLD_START_SECONDS.observe(asked_s)
-
-
-async def learned_start_s(session: AsyncSession, replica: ReplicaTable) -> float | None:
-    """Seconds that a start like `replica`'s takes: the median of the last ones of its artifact on its kind of device,
-    whichever endpoint they served. None where there was none."""
-    kind = replica.device.partition(":")[0]
-    query = (
-        select(ReplicaTable.spans["ready"].as_float())
-        .where(
-            ReplicaTable.spec["artifact"].astext == replica.spec["artifact"],
-            ReplicaTable.device.startswith(kind, autoescape=True),
-            ReplicaTable.ready_at.is_not(None),
-        )
-        .order_by(ReplicaTable.ready_at.desc())
-        .limit(STARTS_REMEMBERED)
-    )
-    starts = list((await session.execute(query)).scalars())
-    return median(starts) if starts else None
 
 
 async def release(session: AsyncSession, held: Held, replica: ReplicaTable, reason: str) -> None:
@@ -220,6 +198,9 @@ async def unpark(session: AsyncSession, held: Held, replica: ReplicaTable, reaso
         return
     replica.intent = "run"
     replica.reason = reason
+    replica.spans = _decided(held)
+    await starts.begin(session, held.endpoint, replica, "parked", held.now)
+    held.endpoint.start_s = await starts.learned_s(session, replica, "parked")
     await _tell(session, held, replica, "unparking", reason, {})
     await settle(session, held, reason)
     await ring(session, f"node:{replica.node_id}")
@@ -240,6 +221,7 @@ async def end(session: AsyncSession, held: Held, replica: ReplicaTable, failure:
             await fail_start(session, held, failure, lived_s)
     elif lived_s is not None:
         held.set_circuit(Circuit(retry_at=held.circuit.retry_at))
+    await starts.note(session, replica, held.now, replica.reason)
     data: dict[str, object] = {"from": before, "fatal": failure is not None and failure.fatal}
     await _tell(session, held, replica, replica.status, replica.reason, data)
     await settle(session, held, replica.reason)
@@ -249,19 +231,26 @@ async def end(session: AsyncSession, held: Held, replica: ReplicaTable, failure:
 async def place(session: AsyncSession, held: Held, replica: ReplicaTable, node: str) -> None:
     """A new replica has its place: its node will hear of it when this commits."""
     endpoint = held.endpoint
-    decide_s = 0.0 if endpoint.asked_at is None else _seconds(endpoint.asked_at, held.now)
-    # a replacement, or one that waited for room, was not asked for just now: the wait is no time to decide
-    replica.spans = {"decide": decide_s} if decide_s < 60 and not endpoint.obstacle else {}
+    replica.spans = _decided(held)
     endpoint.obstacle = None
     session.add(replica)
     await session.flush()
+    await starts.begin(session, endpoint, replica, "cached", held.now)
     held.replicas.append(replica)
     # a new endpoint learns from others that run the same, before its own first start
-    endpoint.start_s = await learned_start_s(session, replica) or endpoint.start_s
+    endpoint.start_s = await starts.learned_s(session, replica, "cached") or endpoint.start_s
     reason = f"Placed on {replica.device} of node {node}."
     await _tell(session, held, replica, "placing", reason, {"node": node, "promised_bytes": replica.promised_bytes})
     await settle(session, held, reason)
     await ring(session, f"node:{replica.node_id}")
+
+
+def _decided(held: Held) -> dict[str, Any]:
+    """How long it took from the wish to here, where that says something."""
+    endpoint = held.endpoint
+    decide_s = 0.0 if endpoint.asked_at is None else _seconds(endpoint.asked_at, held.now)
+    # a replacement, or one that waited for room, was not asked for just now: the wait is no time to decide
+    return {"decide": decide_s} if decide_s < 60 and not endpoint.obstacle else {}
 
 
 async def hinder(session: AsyncSession, held: Held, obstacle: str) -> None:

@@ -16,6 +16,13 @@ COLD_START_SECONDS = Histogram(
     buckets=(0.25, 0.5, 1, 2, 3, 5, 8, 13, 30, 60, 120, 300),
     registry=FLEET,
 )
+START_SECONDS = Histogram(
+    "ebb_start_phase_seconds",
+    "The phases of starts that succeeded",
+    ["phase"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120, 600),
+    registry=FLEET,
+)
 ENDPOINTS = Gauge("ebb_endpoints", "Endpoints by state", ["state"], registry=FLEET)
 REPLICAS = Gauge("ebb_replicas", "Replicas that have not ended, by status", ["status"], registry=FLEET)
 DESIRED = Gauge("ebb_desired_replicas", "Replicas wanted", ["endpoint"], registry=FLEET)

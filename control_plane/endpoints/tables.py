@@ -56,7 +56,7 @@ class EndpointTable(TenantRow):
     """When `desired` was last raised: a start is timed from here."""
     last_ready_at: Mapped[datetime | None]
     start_s: Mapped[float | None]
-    """Seconds from decision to ready: what the last starts of its artifact took (life.learned_start_s)."""
+    """Seconds from decision to ready: what the last starts of its artifact took (starts.learned_s)."""
     promised_until: Mapped[datetime | None]
     """Someone who does not wait counts on a start until then: who woke it by hand, or was told to come again."""
     wake_at: Mapped[datetime | None]
@@ -121,6 +121,36 @@ class ReplicaTable(Row):
     ready_at: Mapped[datetime | None]
     released_at: Mapped[datetime | None]
     """When it was told to drain or stop."""
+    ended_at: Mapped[datetime | None]
+
+
+class StartTable(TenantRow):
+    """One start of a replica. It outlives the replica and its endpoint: what was measured stays measured."""
+
+    __tablename__ = "starts"
+    __table_args__ = (
+        Index("ix_starts_replica_id", "replica_id", "created_at"),
+        Index("ix_starts_artifact", "artifact", "created_at"),
+        Index("ix_starts_created_at", "created_at"),
+    )
+
+    replica_id: Mapped[UUID]
+    endpoint: Mapped[str]
+    node: Mapped[str]
+    device: Mapped[str]
+    artifact: Mapped[str]
+    tier: Mapped[str]
+    """Where its weights were: parked, cached (on the node's disk) or remote."""
+    outcome: Mapped[str]
+    """starting, then ready, failed, or stopped by someone."""
+    reason: Mapped[str]
+    spans: Mapped[dict[str, Any]]
+    """Seconds by name: decide and place are the control plane's, the others the node's and the runner's."""
+    total_s: Mapped[float | None]
+    """From the decision to ready."""
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    bound_s: Mapped[float | None]
+    """What reading `bytes` takes at the node's measured speed: no start can be faster."""
     ended_at: Mapped[datetime | None]
 
 

@@ -30,6 +30,7 @@ async def register(session: AsyncSession, tenant_id: UUID, node: NodeRegistratio
         "cpus": node.cpus,
         "memory_bytes": node.memory_bytes,
         "version": node.version,
+        "read_bytes_per_s": max(0.0, node.read_bytes_per_s),
         "last_seen_at": await db_now(session),
     }
     free_bytes = max((device.memory_free_bytes for device in node.devices if device.kind == "cpu"), default=0)

@@ -28,5 +28,7 @@ class NodeTable(TenantRow):
     cpus: Mapped[int]
     memory_bytes: Mapped[int] = mapped_column(BigInteger)
     memory_free_bytes: Mapped[int] = mapped_column(BigInteger)
+    read_bytes_per_s: Mapped[float] = mapped_column(server_default="0")
+    """How fast it reads files that are in its memory, as its agent measured; 0 where it did not."""
     version: Mapped[str]
     last_seen_at: Mapped[datetime]

@@ -80,6 +80,17 @@ class EngineStats:
     """Learned from the steps so far; None before there were any of the kind."""
 
 
+@runtime_checkable
+class LendingExecutor(Protocol):
+    """One whose KV cache's memory can be used for something else meanwhile; what it held is lost."""
+
+    def give_back(self) -> None: ...
+
+    def take_back(self) -> None:
+        """MemoryError where it is not to be had again."""
+        ...
+
+
 class Engine:
     """Continuous batching over one executor: requests join and leave at any step.
 
@@ -253,6 +264,19 @@ class Engine:
         for request in failed:
             self.scheduler.remove(request)
         return [Output(request.request_id, None, "error", error=message) for request in failed]
+
+    def give_back(self) -> None:
+        """Lets go of the KV cache's memory, where the executor can. ValueError while there are requests."""
+        if self.scheduler.requests:
+            raise ValueError(f"{len(self.scheduler.requests)} requests use the KV cache; let them end first.")
+        self.scheduler.cache.withdraw(sorted(self.scheduler.pool.kept))
+        if isinstance(self.executor, LendingExecutor):
+            self.executor.give_back()
+
+    def take_back(self) -> None:
+        """Has it again; before any request is added. MemoryError."""
+        if isinstance(self.executor, LendingExecutor):
+            self.executor.take_back()
 
     @property
     def has_work(self) -> bool:

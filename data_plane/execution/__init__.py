@@ -22,7 +22,7 @@ __all__ = ["LoadOptions", "Loaded", "load"]
 def load(
     artifact_dir: Path, options: LoadOptions | None = None, on_phase: Callable[[str], None] = lambda phase: None
 ) -> Loaded:
-    """Loads, sizes the KV cache and warms up; calls `on_phase("loading")`, then `on_phase("warming")`.
+    """Loads, sizes the KV cache and warms up; calls `on_phase` with `loading`, `mapped` and `warming`.
 
     ValueError (ArtifactError) says what is wrong with the artifact or with the options.
     """

@@ -22,6 +22,7 @@ def load(artifact_dir: Path, options: LoadOptions, on_phase: Callable[[str], Non
     on_phase("loading")
     torch.set_num_threads(options.num_threads)
     artifact = open_artifact(artifact_dir)
+    on_phase("mapped")
     loaded = build(parse_config(artifact.config), artifact.tensors, options)
     on_phase("warming")
     warm_up(loaded.executor, loaded.config)

@@ -26,6 +26,22 @@ class ModelRunner:
         self.caches = caches
         self.block_size = block_size
         self.device = device
+        self._cache_bytes = 0
+
+    def give_back(self) -> None:
+        """Frees the cache's memory; its tensors stay, without any."""
+        storage = self.caches[0].untyped_storage()
+        self._cache_bytes = storage.nbytes() or self._cache_bytes
+        storage.resize_(0)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def take_back(self) -> None:
+        """MemoryError where the device has not as much any more."""
+        try:
+            self.caches[0].untyped_storage().resize_(self._cache_bytes)
+        except RuntimeError as error:
+            raise MemoryError(f"The KV cache of {self._cache_bytes} bytes is not to be had again: {error}") from error
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[Sampled]:

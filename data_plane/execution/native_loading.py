@@ -12,11 +12,11 @@ from data_plane.execution.loaded import Loaded, LoadOptions, size_engine
 from data_plane.execution.native_model import ArtifactSource, Source, fits, read_weights
 from data_plane.execution.native_runner import NativeRunner
 from data_plane.execution.overlapping import OverlappingRunner
-from data_plane.execution.warm_up import warm_up
+from data_plane.execution.warm_up import touch
 from data_plane.weights.errors import ArtifactError
 from data_plane.weights.layout import DTYPE_BYTES, ModelConfig
 from data_plane.weights.mapped import open_mapped
-from kernels.cpu.decoder import Array, Decoder, Shape
+from kernels.cpu.decoder import Decoder, Shape
 from kernels.cpu.library import backend_name
 
 DTYPES = ("auto", "bfloat16", "float32")
@@ -42,9 +42,10 @@ def load(artifact_dir: Path, options: LoadOptions, on_phase: Callable[[str], Non
     """As `data_plane.execution.load`, for what `serves` says yes to."""
     on_phase("loading")
     artifact = open_mapped(artifact_dir)
+    on_phase("mapped")
     loaded = build(artifact.config, ArtifactSource(artifact), options)
     on_phase("warming")
-    warm_up(loaded.executor, loaded.config)
+    touch(loaded.executor, loaded.config)
     return loaded
 
 
@@ -75,12 +76,8 @@ def build(config: ModelConfig, source: Source, options: LoadOptions, backend: st
         kv_dtype=kv_dtype,
     )
     weights = read_weights(config, source, threads)
-    kv = _zeroed(engine.num_blocks * engine.block_size * bytes_per_token)
+    pages = mmap.mmap(-1, engine.num_blocks * engine.block_size * bytes_per_token)
+    kv = np.frombuffer(pages, dtype=np.uint8)
     decoder = Decoder(shape, weights, kv=kv, threads=threads, backend=backend)
-    runner = OverlappingRunner(decoder) if options.overlaps else NativeRunner(decoder)
+    runner = OverlappingRunner(decoder, pages) if options.overlaps else NativeRunner(decoder, pages)
     return Loaded(runner, engine, config, f"native {backend or backend_name()}, {threads} threads")
-
-
-def _zeroed(size: int) -> Array:
-    """Pages that the kernel gives, cleared, when they are first touched."""
-    return np.frombuffer(mmap.mmap(-1, size), dtype=np.uint8)

@@ -4,6 +4,7 @@ A token's logits are the same bits whatever is computed beside it and in whateve
 quantization: the decoder's kernels promise it. So batching, prefix cache, preemption and speculation change no answer.
 """
 
+import mmap
 from collections.abc import Sequence
 
 from data_plane.engine.batch import Batch, Row, Sampled, Token
@@ -16,8 +17,18 @@ from kernels.cpu.decoder import GREEDY, Decoder, StepInput, StepResult
 class NativeRunner:
     """The engine's executor on a CPU."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, pages: mmap.mmap | None = None) -> None:
+        """`pages`: the memory of the decoder's KV cache, if it is to be given back at times."""
         self.decoder = decoder
+        self._pages = pages
+
+    def give_back(self) -> None:
+        """The kernel takes the cache's pages, and gives cleared ones when they are next touched."""
+        if self._pages is not None and hasattr(mmap, "MADV_REMOVE"):
+            self._pages.madvise(mmap.MADV_REMOVE)
+
+    def take_back(self) -> None:
+        """There is nothing to do: see `give_back`."""
 
     def run(self, batch: Batch) -> list[Sampled]:
         """One result for each row, in order."""

@@ -1,5 +1,6 @@
 """The native runner with a second thread for the host's own work while a step computes. Knows nothing of that work."""
 
+import mmap
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -16,9 +17,9 @@ class OverlappingRunner(NativeRunner):
     a caller that goes on working keeps for up to 5 ms.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, pages: mmap.mmap | None = None) -> None:
         self._helper: threading.Thread | None = None
-        super().__init__(decoder)
+        super().__init__(decoder, pages)
         self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._done: SimpleQueue[BaseException | None] = SimpleQueue()
 

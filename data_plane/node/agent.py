@@ -22,6 +22,8 @@ log = structlog.get_logger()
 TROUBLE = (aiohttp.ClientError, TimeoutError, OSError, Refused, msgspec.DecodeError)
 UNKNOWN_HERE = (404, 409)
 """The control plane forgot this node, or a later registration fenced this one off: register again."""
+LULL_S = 0.1
+"""How long a report of mere progress waits for something that matters more."""
 FENCED_TIMES = 5
 FENCED_WITHIN_S = 60.0
 
@@ -96,6 +98,7 @@ class Agent:
         while True:
             welcome = await self._registered()
             self._fleet.changed.clear()
+            self._fleet.urgent.clear()
             self._fleet.refresh()
             report = NodeReport(welcome.epoch, devices.memory().free_bytes, self._fleet.observed())
             try:
@@ -108,6 +111,9 @@ class Agent:
             with contextlib.suppress(TimeoutError):  # nothing changed: the next report is only a heartbeat
                 async with asyncio.timeout(self._tempo.heartbeat_s):
                     await self._fleet.changed.wait()
+                # a start of a tenth of a second shall not be slowed down by five reports of how far it is
+                async with asyncio.timeout(LULL_S):
+                    await self._fleet.urgent.wait()
 
     async def _registered(self) -> NodeWelcome:
         async with self._registering:

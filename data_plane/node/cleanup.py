@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from data_plane.node import processes, records
+from data_plane.node.standby import claimed_pid
 
 
 def stop_all(home: Path, grace_s: float = 10.0) -> int:
@@ -27,6 +28,9 @@ def stop_all(home: Path, grace_s: float = 10.0) -> int:
     for replica_id in unnamed + broken:
         # the agent ended while it started this one: only the command line knows its pid
         for pid in processes.find_by_argument(str(paths.spec(replica_id))):
+            living.append((pid, processes.identity(pid) or ""))
+    for pid in [claimed_pid(paths.status(replica_id)) for replica_id in broken]:
+        if pid is not None:
             living.append((pid, processes.identity(pid) or ""))
     for pid, who in living:
         processes.terminate(pid, who)

@@ -7,6 +7,7 @@ import msgspec
 
 from data_plane.wire.fleet import DesiredState, NodeRegistration, NodeReport, NodeWelcome
 
+UNPARK_S = 30.0
 CALL = aiohttp.ClientTimeout(total=15, sock_connect=2)
 
 
@@ -62,17 +63,28 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
 
 
 class HttpDrainer:
-    """Drains runners over HTTP."""
+    """Drains, parks and unparks runners over HTTP."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
 
     async def drain(self, url: str, token: str) -> None:
         """Raises OSError (not reachable, or refused) or TimeoutError."""
+        await self._tell(url + "/drain", token, 5.0)
+
+    async def park(self, url: str, token: str) -> None:
+        """It begins to. Raises as `drain`."""
+        await self._tell(url + "/park", token, 5.0)
+
+    async def unpark(self, url: str, token: str) -> None:
+        """It serves again when this returns. Raises as `drain`."""
+        await self._tell(url + "/unpark", token, UNPARK_S)
+
+    async def _tell(self, url: str, token: str, timeout_s: float) -> None:
         headers = {"authorization": f"Bearer {token}"}
-        timeout = aiohttp.ClientTimeout(total=5)
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
-            async with self._session.post(url + "/drain", headers=headers, timeout=timeout) as response:
+            async with self._session.post(url, headers=headers, timeout=timeout) as response:
                 if response.status >= 300:
                     raise OSError(f"it answered {response.status}")
         except aiohttp.ClientError as error:

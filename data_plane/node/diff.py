@@ -6,13 +6,13 @@ from typing import Literal
 
 from data_plane.wire.fleet import DesiredReplica
 
-Condition = Literal["up", "draining", "stopping", "ended"]
-Verb = Literal["start", "drain", "stop", "settle", "forget"]
+Condition = Literal["up", "parked", "draining", "stopping", "ended"]
+Verb = Literal["start", "park", "unpark", "drain", "stop", "settle", "forget"]
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A replica as the agent holds it. `ended`: its process is gone and its end is still being reported."""
+    """A replica as the agent holds it. `parked`: told to be. `ended`: its process is gone, which is being reported."""
 
     id: str
     generation: int
@@ -64,6 +64,10 @@ def _for_held(replica: Running, want: DesiredReplica | None) -> list[Action]:
         return []
     if want.intent == "stop":
         return [Action("stop", replica.id)]
-    if want.intent == "drain" and replica.condition == "up":
+    if want.intent == "drain" and replica.condition in ("up", "parked"):
         return [Action("drain", replica.id)]
+    if want.intent == "park" and replica.condition == "up":
+        return [Action("park", replica.id)]
+    if want.intent == "run" and replica.condition == "parked":
+        return [Action("unpark", replica.id)]
     return []

@@ -15,7 +15,8 @@ from data_plane.node import integrity, launch, logfile, processes, weights_cache
 from data_plane.node.diff import Action, diff
 from data_plane.node.metrics import NodeMetrics
 from data_plane.node.records import NodePaths, Record, load_all, remove, write_private
-from data_plane.node.runner_process import Drainer, RunnerProcess
+from data_plane.node.runner_process import BEFORE_READY, Drainer, RunnerProcess
+from data_plane.node.standby import Standbys, claimed_pid
 from data_plane.wire.fleet import DesiredReplica, DesiredState, ObservedReplica, StartFailure
 from data_plane.wire.keys import KeyRecord, KeyRing
 from data_plane.wire.names import is_name
@@ -25,12 +26,14 @@ KEPT_LOGS = 200
 
 
 class Fleet:
-    """Owner of the runners. `changed` is set whenever a report would now say something new."""
+    """Owner of the runners. `changed` is set whenever a report would now say something new, `urgent` too where somebody
+    waits for it: a replica came up or went down."""
 
     def __init__(
         self, paths: NodePaths, settings: launch.RunnerSettings, drainer: Drainer, metrics: NodeMetrics
     ) -> None:
         self.changed = asyncio.Event()
+        self.urgent = asyncio.Event()
         self.ring = KeyRing()
         self._paths = paths
         self._settings = settings
@@ -44,6 +47,7 @@ class Fleet:
         self._keys: tuple[KeyRecord, ...] | None = None
         self._counted_ready: set[tuple[str, int]] = set()
         self._ended_events: list[asyncio.Event] = []
+        self.standbys = Standbys(paths, settings, self._is_starting)
 
     def adopt(self) -> None:
         """Takes over what an agent before this one left: living runners, and the ends of the others."""
@@ -53,11 +57,14 @@ class Fleet:
         for replica_id in broken:
             # whose generation it is cannot be known, so it cannot be matched with anything desired
             log.error("record.broken", replica=replica_id)
-            for pid in processes.find_by_argument(str(self._paths.spec(replica_id))):
+            named = processes.find_by_argument(str(self._paths.spec(replica_id)))
+            claimed = claimed_pid(self._paths.status(replica_id))
+            for pid in [*named, *([] if claimed is None else [claimed])]:
                 os.kill(pid, signal.SIGKILL)
             remove(self._paths, replica_id)
         for record in records:
             self._adopt_one(record)
+        self.standbys.start()
 
     def apply(self, state: DesiredState) -> None:
         """Takes the control plane's will and begins to act on it."""
@@ -74,7 +81,11 @@ class Fleet:
 
     def observed(self) -> tuple[ObservedReplica, ...]:
         """All replicas, for a report."""
-        return tuple(replica.observed() for replica in self._replicas.values())
+        now = time.monotonic()
+        return tuple(
+            msgspec.structs.replace(replica.observed(), for_s=round(now - replica.began_at, 4))
+            for replica in self._replicas.values()
+        )
 
     def find(self, replica_id: str) -> ObservedReplica | None:
         """One replica as it is now."""
@@ -98,6 +109,7 @@ class Fleet:
     async def close(self) -> None:
         """Stops watching; the runners go on, to be adopted."""
         self._closing.set()
+        await self.standbys.close()
         for replica in self._replicas.values():
             await replica.close()
         await asyncio.gather(*self._checks.values(), return_exceptions=True)
@@ -133,6 +145,10 @@ class Fleet:
                 self._begin(action.desired, settle=action.verb == "settle")
             case "drain":
                 self._replicas[action.id].ask("drain")
+            case "park":
+                self._replicas[action.id].ask("park")
+            case "unpark":
+                self._replicas[action.id].ask("run")
             case "stop":
                 self._replicas[action.id].ask("stop")
             case _:
@@ -158,7 +174,9 @@ class Fleet:
         record = nothing
         try:
             record = launch.prepare(self._paths, desired, secrets.token_urlsafe(32), folder)
-            child, record = launch.spawn(self._paths, record, self._settings)
+            self.standbys.expect(folder)
+            claimed = self.standbys.claim(record)
+            child, record = claimed or launch.spawn(self._paths, record, self._settings)
         except OSError as error:
             reason = f"The runner's process could not be started: {error.strerror or error}. Free disk or memory there."
             self._hold(record).end(StartFailure(message=reason, fatal=False))
@@ -166,6 +184,12 @@ class Fleet:
         self._metrics.starts.inc()
         self._hold(record).watch(child, self._check(folder, desired))
         self.changed.set()
+
+    def _is_starting(self) -> bool:
+        return any(
+            replica.record.ended is None and replica.observed().phase in BEFORE_READY
+            for replica in self._replicas.values()
+        )
 
     def _check(self, folder: Path, desired: DesiredReplica) -> "asyncio.Future[StartFailure | None] | None":
         """Reads the artifact beside the start, so that the start does not wait for it; once for all who start now."""
@@ -201,10 +225,14 @@ class Fleet:
         now = replica.observed()
         log.info("replica.phase", replica=now.id, endpoint=replica.record.endpoint, phase=now.phase, pid=now.pid,
                  failure=now.failure.message if now.failure else None)  # fmt: skip
+        if now.phase not in BEFORE_READY:
+            self.urgent.set()
         mark = (now.id, now.generation)
         if now.phase == "ready" and mark not in self._counted_ready:
             self._counted_ready.add(mark)
             self._metrics.start_seconds.observe(max(0.0, time.time() - replica.record.spawned_at))
+            if replica.uses_torch:
+                self.standbys.warm = self.standbys.warm or "torch"
         if replica.record.ended is not None:
             self._counted_ready.discard(mark)
             if now.failure is not None:

@@ -43,7 +43,11 @@ class RunnerSettings:
     drain_s: float = 300.0
     grace_s: float = 10.0
     """From SIGTERM to SIGKILL."""
-    poll_s: float = 0.02
+    standby: int = 0
+    """How many runners wait, with everything imported, for a replica to become."""
+    warm: str = ""
+    """What they make ready beyond that: `torch`, or a device like `cuda:0`."""
+    poll_s: float = 0.005
     """How often the status of a replica that is about to change is looked at."""
 
 
@@ -78,21 +82,28 @@ def prepare(paths: NodePaths, desired: DesiredReplica, token: str, artifact_dir:
 
 def spawn(paths: NodePaths, record: Record, settings: RunnerSettings) -> tuple[subprocess.Popen[bytes], Record]:
     """Starts the process and notes who it is. Raises OSError where it cannot be started."""
-    with os.fdopen(_append_private(paths.log(record.replica_id)), "ab") as log:
+    command = [*settings.command, "--spec", str(paths.spec(record.replica_id))]
+    child = start(command, paths.log(record.replica_id), paths.run, subprocess.DEVNULL)
+    started = msgspec.structs.replace(record, pid=child.pid, identity=identity(child.pid) or "gone")
+    save(paths, started)
+    return child, started
+
+
+def start(command: list[str], log_path: Path, folder: Path, stdin: int) -> subprocess.Popen[bytes]:
+    """A runner's process in a session of its own, with nothing of ours but what it needs. Raises OSError."""
+    with os.fdopen(_append_private(log_path), "ab") as log:
         child = subprocess.Popen(
-            [*settings.command, "--spec", str(paths.spec(record.replica_id))],
-            stdin=subprocess.DEVNULL,
+            command,
+            stdin=stdin,
             stdout=log,
             stderr=log,
-            cwd=paths.run,
+            cwd=folder,
             env=environment(os.environ),
             start_new_session=True,
             umask=0o077,
         )
     _no_core_dump(child.pid)
-    started = msgspec.structs.replace(record, pid=child.pid, identity=identity(child.pid) or "gone")
-    save(paths, started)
-    return child, started
+    return child
 
 
 def _append_private(path: Path) -> int:

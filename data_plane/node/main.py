@@ -8,7 +8,7 @@ import shlex
 import signal
 import socket
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import aiohttp
@@ -18,6 +18,7 @@ from aiohttp import web
 from data_plane.logs import configure_logging
 from data_plane.node import devices
 from data_plane.node.agent import Agent, Fenced, Tempo
+from data_plane.node.bandwidth import read_bytes_per_s
 from data_plane.node.control import ControlClient, HttpDrainer
 from data_plane.node.fleet import Fleet
 from data_plane.node.launch import RunnerSettings
@@ -30,6 +31,7 @@ from data_plane.wire.names import NAME_RULE, is_name
 
 log = structlog.get_logger()
 VERSION = "0.1.0"
+MOST_STANDBYS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +71,13 @@ def parse(arguments: list[str], environment: dict[str, str]) -> Settings:
         metavar="SIZE",
         help="of this machine's memory the most that replicas are placed by, such as 8GiB (EBB_NODE_MEMORY)",
     )
+    parser.add_argument("--standby", type=int, default=1, metavar="N", help="runners that wait, all imported")
     options = parser.parse_args(arguments)
     key = environment.get("EBB_NODE_KEY", "")
     if not key:
         parser.error("EBB_NODE_KEY is not set. Give it a key with scope node: `ebb keys create --scope node`.")
+    if not 0 <= options.standby <= MOST_STANDBYS:
+        parser.error(f"--standby {options.standby}: from 0 to {MOST_STANDBYS} runners can wait.")
     if not is_name(options.name):
         parser.error(f"--name {options.name!r} is not a name: {NAME_RULE}.")
     try:
@@ -84,6 +89,7 @@ def parse(arguments: list[str], environment: dict[str, str]) -> Settings:
         stall_s=options.stall_s,
         drain_s=options.drain_s,
         grace_s=options.grace_s,
+        standby=options.standby,
     )
     return Settings(
         control=options.control,
@@ -103,7 +109,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     paths = NodePaths(settings.home)
     metrics = NodeMetrics()
     async with aiohttp.ClientSession() as session:
-        fleet = Fleet(paths, settings.runner, HttpDrainer(session), metrics)
+        runner = replace(settings.runner, warm=settings.runner.warm or _warm())
+        fleet = Fleet(paths, runner, HttpDrainer(session), metrics)
         token = secrets.token_urlsafe(32)
         agents: list[Agent] = []
         server = Server(fleet, paths, metrics, session, token, lambda: any(agent.is_ready for agent in agents))
@@ -123,6 +130,12 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         finally:
             await http.cleanup()
             await fleet.close()
+
+
+def _warm() -> str:
+    """What runners in waiting make ready: on a CPU torch only once a model was seen to need it."""
+    cards = [device for device in devices.find() if device.kind == "cuda"]
+    return f"cuda:{cards[0].index}" if cards else ""
 
 
 async def _run_until(agent: Agent, stop: asyncio.Event) -> None:
@@ -149,6 +162,7 @@ def _present(settings: Settings, http: web.AppRunner, token: str) -> NodeRegistr
         cpus=devices.cpus(),
         memory_bytes=memory.total_bytes,
         version=VERSION,
+        read_bytes_per_s=read_bytes_per_s(),
     )
 
 

@@ -14,7 +14,7 @@ def judge(
 ) -> StartFailure | None:
     """None: it stopped as it should. `code` is negative for a signal, None where nobody could learn it."""
     if asked != "run":
-        return None
+        return None  # also of one that is parked: nobody waits for it
     if status is not None and status.failure is not None:
         return status.failure
     if was_ready:

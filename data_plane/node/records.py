@@ -15,7 +15,7 @@ import msgspec
 from data_plane.wire.fleet import ObservedReplica
 from data_plane.wire.names import is_name
 
-Asked = Literal["run", "drain", "stop"]
+Asked = Literal["run", "park", "drain", "stop"]
 RECORD_SUFFIX = ".record.json"
 
 
@@ -32,6 +32,8 @@ class Record(msgspec.Struct, frozen=True):
     spawned_at: float = 0.0
     asked: Asked = "run"
     was_ready: bool = False
+    claimed: bool = False
+    """Its process had been in waiting."""
     ended: ObservedReplica | None = None
     """Its last report, once the process is gone."""
 
@@ -61,6 +63,10 @@ class NodePaths:
     @property
     def verified(self) -> Path:
         return self.run / "verified.json"
+
+    @property
+    def standby_log(self) -> Path:
+        return self.logs / "standby.log"
 
     @property
     def lock(self) -> Path:

@@ -9,7 +9,7 @@ import contextlib
 import subprocess
 import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 import psutil
@@ -28,14 +28,19 @@ from data_plane.wire.routes import ReplicaRoute
 
 log = structlog.get_logger()
 BEFORE_READY = ("placing", "starting", "loading", "warming")
+TELL_AGAIN_S = 2.0
 LINGER_S = 1.0
 """How long a runner that has reported its failure may take to exit."""
 
 
 class Drainer(Protocol):
-    """Asks a runner over HTTP to drain. Raises OSError or TimeoutError where it could not be asked."""
+    """Asks a runner over HTTP to drain, to park, or to serve again. OSError or TimeoutError where it could not be."""
 
     async def drain(self, url: str, token: str) -> None: ...
+
+    async def park(self, url: str, token: str) -> None: ...
+
+    async def unpark(self, url: str, token: str) -> None: ...
 
 
 class RunnerProcess:
@@ -52,6 +57,8 @@ class RunnerProcess:
         self.record = record
         self.memory = residency.Resident()
         self._fixed_bytes = 0
+        self.began_at = time.monotonic() - max(0.0, time.time() - record.spawned_at)
+        """When this start began, on the monotonic clock."""
         self._paths = paths
         self._settings = settings
         self._drainer = drainer
@@ -61,6 +68,9 @@ class RunnerProcess:
         self._status_stamp: tuple[int, int] | None = None
         self._progress_at = time.monotonic()
         self._asked_at = self._progress_at
+        self._told_at = 0.0
+        self._is_parking = False
+        """It was told to park, and not yet to serve again: it refuses requests even where it still says ready."""
         self._term_at: float | None = None
         self._failed_at: float | None = None
         self._verdict: StartFailure | None = None
@@ -88,10 +98,14 @@ class RunnerProcess:
         self._on_change(self)
 
     def ask(self, asked: Asked) -> None:
-        """Drain or stop. Asking for what is already under way, or for less, changes nothing."""
-        order: dict[Asked, int] = {"run": 0, "drain": 1, "stop": 2}
-        if self.record.ended is not None or order[asked] <= order[self.record.asked]:
+        """Park or run, drain or stop. Asking for what is already under way, or for less, changes nothing."""
+        order: dict[Asked, int] = {"run": 0, "park": 0, "drain": 1, "stop": 2}
+        less = order[asked] < order[self.record.asked]
+        if self.record.ended is not None or less or asked == self.record.asked:
             return
+        if asked == "run":
+            self.began_at = time.monotonic()
+        self._told_at = 0.0
         self._asked_at = time.monotonic()
         self._keep(msgspec.structs.replace(self.record, asked=asked))
         if self._watch is not None:
@@ -106,7 +120,7 @@ class RunnerProcess:
         return ObservedReplica(
             id=self.record.replica_id,
             generation=self.record.generation,
-            phase="draining" if self.record.asked != "run" else self._phase,
+            phase="draining" if self.record.asked in ("drain", "stop") else self._phase,
             url=status.url if status else None,
             token=self.record.token,
             pid=self.record.pid or None,
@@ -118,9 +132,14 @@ class RunnerProcess:
             spans=self._spans(),
         )
 
+    @property
+    def uses_torch(self) -> bool:
+        """Whether its runner said that torch runs the model."""
+        return self._status is not None and self._status.torch
+
     def running(self) -> Running:
         """The same as the diff sees it."""
-        asked: dict[Asked, Condition] = {"run": "up", "drain": "draining", "stop": "stopping"}
+        asked: dict[Asked, Condition] = {"run": "up", "park": "parked", "drain": "draining", "stop": "stopping"}
         condition = asked[self.record.asked] if self.record.ended is None else "ended"
         return Running(self.record.replica_id, self.record.generation, condition)
 
@@ -184,7 +203,9 @@ class RunnerProcess:
         self._look()
 
     def _nap_s(self) -> float | None:
-        moving = self._phase != "ready" or self.record.asked != "run" or self._failed_at is not None
+        at_rest = (self._phase, self.record.asked) in (("ready", "run"), ("parked", "park"))
+        at_rest = at_rest and not (self._is_parking and self.record.asked == "run")
+        moving = not at_rest or self._failed_at is not None
         return self._settings.poll_s if moving else None
 
     def _look(self) -> None:
@@ -226,6 +247,10 @@ class RunnerProcess:
             self._terminate(now)
         elif self.record.asked == "drain" and self._phase != "draining":
             await self._drain(now)
+        elif self.record.asked == "park" and self._phase == "ready":
+            await self._tell_once("park", now)
+        elif self.record.asked == "run" and (self._phase == "parked" or self._is_parking):
+            await self._tell_once("unpark", now)
         elif self._failed_at is not None and now - self._failed_at > LINGER_S:
             processes.kill_group(self.record.pid, self.record.identity)
         elif self._check is None and self._phase in BEFORE_READY and self._is_stalled(now):
@@ -248,6 +273,21 @@ class RunnerProcess:
             processes.terminate(self.record.pid, self.record.identity)
         elif now - self._term_at > self._settings.grace_s:
             processes.kill_group(self.record.pid, self.record.identity)
+
+    async def _tell_once(self, what: Literal["park", "unpark"], now: float) -> None:
+        """Tells it, and again only after a while: parking waits for the requests that it has."""
+        status = self._status
+        if status is None or status.url is None or now - self._told_at < TELL_AGAIN_S:
+            return
+        self._told_at = now
+        self._is_parking = True
+        call = self._drainer.park if what == "park" else self._drainer.unpark
+        try:
+            await call(status.url, self.record.token)
+            self._is_parking = what == "park"
+        except (OSError, TimeoutError) as error:
+            log.warning("runner.untold", what=what, replica=self.record.replica_id, error=str(error))
+        self._look()
 
     async def _drain(self, now: float) -> None:
         if self._phase in BEFORE_READY or self._status is None or self._status.url is None:
@@ -279,7 +319,10 @@ class RunnerProcess:
         status = self._status
         if status is None:
             return {}
-        return {"spawn": max(0.0, status.started_at - self.record.spawned_at), **status.spans}
+        if status.phase == "parked" or "unpark" in status.spans:
+            return dict(status.spans)
+        begun = "claim" if self.record.claimed else "spawn"
+        return {begun: max(0.0, status.started_at - self.record.spawned_at), **status.spans}
 
     def _keep(self, record: Record) -> None:
         self.record = record

@@ -53,7 +53,16 @@ class _Abort:
     request_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Lend:
+    """Give the KV cache's memory back, or take it again, and say so."""
+
+    give: bool
+    done: "asyncio.Future[None]"
+
+
 _ANYBODY = Origin()
+_Message = _Add | _Abort | _Lend
 Sink = Callable[[Output | Refusal], None]
 
 
@@ -71,7 +80,7 @@ class EngineLoop:
         self._on_step = on_step
         self._on_dead = on_dead
         self._wake = threading.Condition()
-        self._inbox: list[_Add | _Abort] = []
+        self._inbox: list[_Message] = []
         self._closed = False
         self._sinks: dict[str, Sink] = {}
         self._stats = engine.stats()
@@ -110,6 +119,19 @@ class EngineLoop:
         if self._sinks.pop(request_id, None) is not None:
             self._send(_Abort(request_id))
 
+    async def give_back(self) -> None:
+        """Without requests only: the KV cache's memory is free when this returns."""
+        await self._lend(give=True)
+
+    async def take_back(self) -> None:
+        """It has the memory again. MemoryError."""
+        await self._lend(give=False)
+
+    async def _lend(self, *, give: bool) -> None:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._send(_Lend(give, done))
+        await done
+
     @property
     def stats(self) -> EngineStats:
         """The engine's numbers after its last step."""
@@ -133,7 +155,7 @@ class EngineLoop:
         if self._thread.is_alive():
             self._thread.join(timeout=30)
 
-    def _send(self, message: _Add | _Abort) -> None:
+    def _send(self, message: _Message) -> None:
         with self._wake:
             self._inbox.append(message)
             self._wake.notify()
@@ -149,29 +171,32 @@ class EngineLoop:
             logger.exception("the engine's thread ended")
             self._post(self._die)
 
-    def _step(self, messages: Sequence[_Add | _Abort]) -> list[Output | Refusal]:
+    def _step(self, messages: Sequence[_Message]) -> list[Output | Refusal]:
         refusals = self._apply_all(messages)
         outputs = self._engine.step(lambda: refusals.extend(self._apply_all(self._take_inbox())))
         return [*refusals, *outputs]
 
-    def _wait(self) -> list[_Add | _Abort] | None:
+    def _wait(self) -> list[_Message] | None:
         with self._wake:
             while not (self._closed or self._inbox or self._engine.has_work):
                 self._wake.wait()
             messages, self._inbox = self._inbox, []
             return None if self._closed else messages
 
-    def _take_inbox(self) -> list[_Add | _Abort]:
+    def _take_inbox(self) -> list[_Message]:
         with self._wake:
             messages, self._inbox = self._inbox, []
         return messages
 
-    def _apply_all(self, messages: Sequence[_Add | _Abort]) -> list[Output | Refusal]:
+    def _apply_all(self, messages: Sequence[_Message]) -> list[Output | Refusal]:
         return [refusal for message in messages if (refusal := self._apply(message)) is not None]
 
-    def _apply(self, message: _Add | _Abort) -> Output | Refusal | None:
+    def _apply(self, message: _Message) -> Output | Refusal | None:
         if isinstance(message, _Abort):
             self._engine.abort(message.request_id)
+            return None
+        if isinstance(message, _Lend):
+            self._change_memory(message)
             return None
         try:
             origin = message.origin
@@ -188,6 +213,14 @@ class EngineLoop:
         except ValueError as error:
             return Refusal(message.request_id, str(error))
         return None
+
+    def _change_memory(self, message: _Lend) -> None:
+        try:
+            (self._engine.give_back if message.give else self._engine.take_back)()
+        except (ValueError, MemoryError) as error:
+            self._post(message.done.set_exception, error)
+        else:
+            self._post(message.done.set_result, None)
 
     def _post(self, call: Callable[..., None], *arguments: object) -> None:
         assert self._loop is not None

@@ -44,6 +44,11 @@ def load_executor(spec: RunnerSpec, on_phase: Callable[[str], None]) -> tuple[Ex
     return loaded.executor, loaded.config
 
 
+def is_of_torch(executor: Executor) -> bool:
+    """Whether torch runs the model."""
+    return type(executor).__module__ == "data_plane.execution.model_runner"
+
+
 def check_artifact(spec: RunnerSpec) -> None:
     """FileNotFoundError, before anything slow is imported, where the artifact is not there."""
     folder = Path(spec.artifact_dir)
@@ -65,8 +70,10 @@ def serve(
     config: EngineConfig,
     tokenizer: Tokenizer,
     on_dead: Callable[[], None],
+    template: ChatTemplate | None = None,
 ) -> ServedModel:
-    """Wires engine, tokenizer and metrics together. The engine's thread is started by the caller's event loop."""
+    """Wires engine, tokenizer and metrics together. The engine's thread is started by the caller's event loop.
+    `template`: the tokenizer's, where it is there already."""
     metrics = Metrics(spec.endpoint)
     engine = EngineLoop(Engine(config, executor), on_step=metrics.step, on_dead=on_dead)
     metrics.watch(lambda: engine.stats)
@@ -76,7 +83,7 @@ def serve(
         max_model_len=min(config.max_model_len, config.num_blocks * config.block_size),
         vocab_size=config.vocab_size or tokenizer.vocab_size,
         tokenizer=tokenizer,
-        template=_template(tokenizer),
+        template=template or template_of(tokenizer),
         engine=engine,
         metrics=metrics,
         slots=config.max_num_seqs,
@@ -105,7 +112,8 @@ def in_thread(work: Callable[[], None], name: str) -> threading.Thread:
     return thread
 
 
-def _template(tokenizer: Tokenizer) -> ChatTemplate | None:
+def template_of(tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The model's chat template; None where it has none, or one that does not parse."""
     config = tokenizer.config
     if not config.chat_template:
         return None

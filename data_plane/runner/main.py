@@ -18,8 +18,19 @@ from data_plane.engine.config import EngineConfig
 from data_plane.engine.engine import Executor
 from data_plane.logs import configure_logging
 from data_plane.runner.access import Access
-from data_plane.runner.loading import check_artifact, in_thread, judge, load_executor, open_tokenizer, serve
+from data_plane.runner.chat_template import ChatTemplate
+from data_plane.runner.loading import (
+    check_artifact,
+    in_thread,
+    is_of_torch,
+    judge,
+    load_executor,
+    open_tokenizer,
+    serve,
+)
 from data_plane.runner.output import keep_output_alive
+from data_plane.runner.parking import Parking
+from data_plane.runner.prepared import Prepared
 from data_plane.runner.server import Service, make_app
 from data_plane.runner.status import StatusFile, process_started_at
 from data_plane.runner.tokenizer import Tokenizer
@@ -27,26 +38,31 @@ from data_plane.wire.fleet import RunnerSpec, StartFailure
 
 GRACE_S = 30.0
 """From the first SIGTERM to giving up on what still runs."""
+WAITED_S = 2.0
+"""A first request that comes sooner than this was what the start was for."""
 MOVE_S = 5.0
 """From it to handing over what gateways have here: another replica goes on with it, and nobody notices."""
 
 log = structlog.get_logger()
 
-_Loaded = tuple[Executor, EngineConfig, Tokenizer]
+_Loaded = tuple[Executor, EngineConfig, Tokenizer, ChatTemplate | None]
 
 
 class Runner:
     """Holds what the phases share."""
 
-    def __init__(self, spec: RunnerSpec) -> None:
+    def __init__(self, spec: RunnerSpec, started_at: float, prepared: Prepared) -> None:
         self.spec = spec
-        started_at = process_started_at()
+        self._prepared = prepared
         self.status = StatusFile(spec, started_at)
         self.service = Service(Access(spec.token, Path(spec.keys_path) if spec.keys_path else None), self.drain)
+        parking = Parking(self.service, self._on_parked, self._on_back)
+        self.service.on_park, self.service.on_unpark = parking.park, parking.unpark
         self._spans: dict[str, float] = {}
         self._mark = started_at
         self._done = asyncio.Event()
         self._code = 0
+        self._ready_at = 0.0
         self._signalled = False
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -79,7 +95,7 @@ class Runner:
         """Refuses new requests from now on, and ends the process when the last one has ended."""
         if self.service.draining:
             return
-        if self.service.model is None:
+        if self.service.model is None or (self.service.parked and not self.service.busy):
             # nothing to finish, and a load cannot be interrupted otherwise
             self.status.change(phase="stopped")
             os._exit(0)
@@ -99,39 +115,68 @@ class Runner:
         def load() -> None:
             try:
                 check_artifact(self.spec)
-                tokenizer = open_tokenizer(self.spec)
-                result = (*load_executor(self.spec, self._on_phase), tokenizer)
+                tokenizer, template = self._open_text()
+                result = (*load_executor(self.spec, self._on_phase), tokenizer, template)
             except BaseException as error:  # noqa: BLE001  it is raised again in the event loop's thread
                 self._loop.call_soon_threadsafe(loaded.set_exception, error)
             else:
                 self._loop.call_soon_threadsafe(loaded.set_result, result)
 
         in_thread(load, "load")
-        executor, config, tokenizer = await loaded
-        model = serve(self.spec, executor, config, tokenizer, self._on_dead)
+        executor, config, tokenizer, template = await loaded
+        model = serve(self.spec, executor, config, tokenizer, self._on_dead, template)
         model.engine.start()
         # everything loaded so far lives as long as the process: the collector need not walk it again
         gc.collect()
         gc.freeze()
-        self._span("warmup" if "load" in self._spans else "load")
+        self._span("warm_up" if "load" in self._spans else "load")
         self.service.model = model
-        self.service.idle_since = time.monotonic()
+        self.service.idle_since = self._ready_at = time.monotonic()
+        self.service.on_first = self._on_first
         self.status.change(
-            phase="ready", slots=config.max_num_seqs, max_model_len=model.max_model_len, spans=dict(self._spans)
-        )
+            phase="ready", slots=config.max_num_seqs, max_model_len=model.max_model_len, spans=dict(self._spans),
+            torch=is_of_torch(executor),
+        )  # fmt: skip
+
+    def _open_text(self) -> tuple[Tokenizer, ChatTemplate | None]:
+        self._span("import")
+        text = self._prepared.take(Path(self.spec.artifact_dir))
+        tokenizer = open_tokenizer(self.spec) if text is None else text.tokenizer
+        self._span("tokenizer")
+        return tokenizer, None if text is None else text.template
 
     def _on_phase(self, phase: str) -> None:
         """Called in the loading thread, which has the status file to itself until it is done."""
         if phase == "imported":
             self._span("import")
             self.status.change(phase="loading", spans=dict(self._spans))
+        elif phase == "mapped":
+            self._span("map")
         elif phase == "warming":
             self._span("load")
             self.status.change(phase="warming", spans=dict(self._spans))
 
+    def _on_parked(self) -> None:
+        self._spans = {}
+        self.status.change(phase="parked", spans={})
+
+    def _on_back(self, seconds: float) -> None:
+        self._spans = {"unpark": round(seconds, 4)}
+        self.service.idle_since = self._ready_at = time.monotonic()
+        self.service.on_first = self._on_first
+        self.status.change(phase="ready", spans=dict(self._spans))
+
+    def _on_first(self, came_at: float, first_at: float) -> None:
+        """The end of a start as its client sees it. Nobody waited for one whose first request came much later."""
+        route_s = came_at - self._ready_at
+        if route_s < WAITED_S:
+            spans = {"route": round(max(0.0, route_s), 4), "first_token": round(first_at - came_at, 4)}
+            self._spans |= spans
+            self.status.change(spans=dict(self._spans))
+
     def _span(self, name: str) -> None:
         now = time.time()
-        self._spans[name] = round(max(0.0, now - self._mark), 4)
+        self._spans[name] = round(self._spans.get(name, 0.0) + max(0.0, now - self._mark), 4)
         self._mark = now
 
     def _on_signal(self) -> None:
@@ -170,6 +215,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="data_plane.runner", description="Serves one artifact.")
     parser.add_argument("--spec", required=True, type=Path, help="a RunnerSpec in JSON")
     path: Path = parser.parse_args().spec
+    return become(path, process_started_at())
+
+
+def become(path: str | Path, started_at: float, prepared: Prepared | None = None) -> int:
+    """Serves the spec in the file `path` until the end; the process's exit code. `started_at`: when this start began,
+    in Unix seconds. `prepared`: what may save it opening its tokenizer."""
+    path = Path(path)
     keep_output_alive()
     configure_logging("runner")
     try:
@@ -180,6 +232,6 @@ def main() -> int:
     structlog.contextvars.bind_contextvars(replica=spec.replica_id, endpoint=spec.endpoint)
 
     async def run() -> int:
-        return await Runner(spec).run()
+        return await Runner(spec, started_at, prepared or Prepared()).run()
 
     return asyncio.run(run())

@@ -43,10 +43,15 @@ class Service:
     on_drain: Callable[[], None]
     model: ServedModel | None = None
     draining: bool = False
+    parked: bool = False
+    on_park: Callable[[], None] | None = None
+    on_unpark: Callable[[], Awaitable[None]] | None = None
     busy: int = 0
     idle_since: float = field(default_factory=time.monotonic)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     running: list[Note] = field(default_factory=list[Note])
+    on_first: Callable[[float, float], None] | None = None
+    """Told once, as the first request to get a token ends: when it came and when it got it, on the monotonic clock."""
 
     def __post_init__(self) -> None:
         self.idle.set()
@@ -95,6 +100,8 @@ _RULES: dict[str, Scope | Literal["open", "launch"]] = {
     "/metrics": "read",
     "/state": "read",
     "/drain": "launch",
+    "/park": "launch",
+    "/unpark": "launch",
     "/prefixes": "launch",
     RESUME_PATH: "launch",
 }
@@ -116,6 +123,8 @@ def make_app(service: Service) -> web.Application:
     app.router.add_get("/metrics", _with_model(service, _metrics))
     app.router.add_get("/state", _with_service(service, _state))
     app.router.add_post("/drain", _with_service(service, _drain))
+    app.router.add_post("/park", _with_service(service, _park))
+    app.router.add_post("/unpark", _with_service(service, _unpark))
     app.router.add_get("/prefixes", _with_model(service, prefixes))
     app.on_shutdown.append(_close_journal(service))
     app.on_response_prepare.append(_add_headers)
@@ -182,7 +191,7 @@ def _work(service: Service, handler: ModelHandler) -> Handler:
     """Requests that want tokens: refused while draining, counted, and logged once when they end."""
 
     async def call(http: web.Request) -> web.StreamResponse:
-        if service.draining:
+        if service.draining or service.parked:
             raise _leaving()
         model = service.serving()
         service.begin(http[NOTE])
@@ -195,8 +204,18 @@ def _work(service: Service, handler: ModelHandler) -> Handler:
         finally:
             service.end(http[NOTE])
             _log_end(http.path, http[NOTE], started_at)
+            _tell_first(service, http[NOTE], started_at)
 
     return call
+
+
+def _tell_first(service: Service, note: Note, came_at: float) -> None:
+    if service.on_first is None or note.generation is None:
+        return
+    firsts = [branch.first_at for branch in note.generation.branches if branch.first_at is not None]
+    if firsts:
+        service.on_first(came_at, min(firsts))
+        service.on_first = None
 
 
 def _log_end(path: str, note: Note, started_at: float) -> None:
@@ -264,7 +283,7 @@ async def _readyz(_http: web.Request, service: Service) -> web.Response:
     stuck_s = service.serving().engine.stuck_s
     if stuck_s > MOST_STEP_S:
         raise unavailable(f"The engine has made no step for {stuck_s:.0f} s.", code="engine_stuck")
-    if service.draining:
+    if service.draining or service.parked:
         raise _leaving()
     return _json({"status": "ready"})
 
@@ -310,3 +329,21 @@ async def _state(_http: web.Request, service: Service) -> web.Response:
 async def _drain(_http: web.Request, service: Service) -> web.Response:
     service.on_drain()
     return _json({"status": "draining"}, status=202)
+
+
+async def _park(_http: web.Request, service: Service) -> web.Response:
+    service.serving()
+    if service.on_park is not None:
+        service.on_park()
+    return _json({"status": "parking"}, status=202)
+
+
+async def _unpark(_http: web.Request, service: Service) -> web.Response:
+    """Answers when it serves again."""
+    service.serving()
+    if service.on_unpark is not None:
+        try:
+            await service.on_unpark()
+        except MemoryError as error:
+            raise unavailable(f"It cannot serve again: {error}", code="no_memory") from error
+    return _json({"status": "ready"})

@@ -244,7 +244,11 @@ class Tokenizer:
 
 
 def _document(definition: bytes) -> dict[str, Any]:
-    document = msgspec.json.decode(definition, type=dict[str, Any])
+    """The definition with its model, which is nearly all of it, as it stands there: nobody here looks into it."""
+    parts = msgspec.json.decode(definition, type=dict[str, msgspec.Raw])
+    document: dict[str, Any] = {
+        name: part if name == "model" else msgspec.json.decode(part) for name, part in parts.items()
+    }
     for token in document.get("added_tokens") or []:
         if token.get("special"):
             # matched as written: else full-width letters in a user's text could be normalized into a control token

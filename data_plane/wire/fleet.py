@@ -32,6 +32,8 @@ class NodeRegistration(msgspec.Struct, frozen=True):
     cpus: int
     memory_bytes: int
     version: str
+    read_bytes_per_s: float = 0.0
+    """How fast it reads files that are in its memory; 0: not measured."""
 
 
 class NodeWelcome(msgspec.Struct, frozen=True):
@@ -86,7 +88,8 @@ class StartFailure(msgspec.Struct, frozen=True):
 
 
 class ObservedReplica(msgspec.Struct, frozen=True):
-    """One replica as the node finds it. `spans` are seconds by name: spawn, import, load, warmup."""
+    """One replica as the node finds it. `spans` are seconds by name, of its last start: spawn or claim, fetch, import,
+    tokenizer, map, load, warm_up, and once it has answered route and first_token; or of its unparking."""
 
     id: str
     generation: int
@@ -103,6 +106,8 @@ class ObservedReplica(msgspec.Struct, frozen=True):
     max_model_len: int = 0
     spans: dict[str, float] = {}
     failure: StartFailure | None = None
+    for_s: float | None = None
+    """Seconds since the node began with it, or with its unparking: what lies before is the way of the command."""
 
 
 class NodeReport(msgspec.Struct, frozen=True):
@@ -131,6 +136,13 @@ class RunnerSpec(msgspec.Struct, frozen=True):
     port: int = 0
 
 
+class Assignment(msgspec.Struct, frozen=True):
+    """What an agent tells a runner in waiting: the spec to serve, and the log to write from then on."""
+
+    spec_path: str
+    log_path: str
+
+
 class RunnerStatus(msgspec.Struct, frozen=True):
     """What a runner writes, atomically, to `status_path` whenever it changes. `started_at` in Unix seconds."""
 
@@ -141,5 +153,7 @@ class RunnerStatus(msgspec.Struct, frozen=True):
     url: str | None = None
     slots: int = 0
     max_model_len: int = 0
+    torch: bool = False
+    """Whether torch runs the model: a runner in waiting had better import it too."""
     spans: dict[str, float] = {}
     failure: StartFailure | None = None

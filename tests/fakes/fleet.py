@@ -75,7 +75,7 @@ class FakeAgent:
         gpus = [Device("cuda", index, "A GPU", 80 * GIB, 80 * GIB) for index in range(self.gpus)]
         devices = (Device("cpu", 0, "cpu", self.memory_bytes, self.memory_bytes), *gpus)
         node = NodeRegistration(
-            self.name, "127.0.0.1", "http://127.0.0.1:9", "agent-token", devices, 2, self.memory_bytes, "0.1.0"
+            self.name, "127.0.0.1", "http://127.0.0.1:9", "agent-token", devices, 2, self.memory_bytes, "0.1.0", 1e9
         )
         answer = await self._send("POST", "/internal/v1/nodes/register", node)
         assert answer.status_code == 200, answer.text

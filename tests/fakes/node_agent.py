@@ -74,7 +74,7 @@ def agent_process(home: Path, control: FakeControl, *more: str) -> subprocess.Po
         return subprocess.Popen(
             [
                 sys.executable, "-m", "data_plane.node", "--control", control.url, "--home", str(home),
-                "--name", "node-a", "--runner-command", shlex.join(FAKE_RUNNER), *more,
+                "--name", "node-a", "--standby", "0", "--runner-command", shlex.join(FAKE_RUNNER), *more,
             ],
             env={**os.environ, "EBB_NODE_KEY": NODE_KEY},
             stdout=log,

@@ -3,7 +3,7 @@
 What it does is read from `fake.json` in the artifact's folder, since a runner is given hardly any environment:
     {"fail": "fatal" | "retry", "die_in": "loading", "die_code": 3, "die_signal": 9, "hang_in": "loading",
      "ignore_sigterm": true, "load_s": 0.05, "drain_s": 0.0, "say": "a line for the log", "with_child": true}
-`python tests/fakes/runner_process.py --spec FILE`
+`python tests/fakes/runner_process.py --spec FILE`, or `--standby`, as the real one.
 """
 
 import argparse
@@ -98,6 +98,12 @@ class FakeRunner:
             tasks.add(asyncio.create_task(self.drain()))
             return web.Response(status=202)
 
+        async def park(request: web.Request) -> web.Response:
+            if not allowed(request):
+                return web.Response(status=401)
+            self.tell("parked" if request.path == "/park" else "ready")
+            return web.Response(status=202)
+
         async def metrics(request: web.Request) -> web.Response:
             return web.Response(text="fake_up 1\n") if allowed(request) else web.Response(status=401)
 
@@ -106,13 +112,30 @@ class FakeRunner:
         app.router.add_get("/readyz", healthz)
         app.router.add_get("/metrics", metrics)
         app.router.add_post("/drain", drain)
+        app.router.add_post("/park", park)
+        app.router.add_post("/unpark", park)
         return app
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--spec", required=True)
-    spec = json.loads(Path(parser.parse_args().spec).read_text())
+    parser.add_argument("--spec")
+    parser.add_argument("--standby", action="store_true")
+    parser.add_argument("--text", action="append")
+    options = parser.parse_args()
+    path = options.spec
+    if options.standby:
+        os.write(0, b"ready\n")
+        print(f"{os.getpid()} waits", flush=True)
+        line = os.read(0, 65536)
+        if not line:
+            return 0
+        assigned = json.loads(line)
+        path = assigned["spec_path"]
+        log = os.open(assigned["log_path"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+    spec = json.loads(Path(path).read_text())
 
     async def run() -> int:
         return await FakeRunner(spec).serve()

@@ -99,7 +99,13 @@ async def test_zero_waking_live_draining_zero(fleet: Fleet) -> None:
     [replica] = await fleet.replicas()
     assert replica["status"] == "stopped" and replica["ended_at"]
     measured = (await fleet.client.get("/metrics", headers=fleet.admin)).text
-    for name in ("ebb_cold_starts_total", 'ebb_wakes_total{source="gateway"}', "ebb_endpoints{", "ebb_reconcile"):
+    for name in (
+        'ebb_start_phase_seconds_count{phase="load"}',
+        "ebb_cold_starts_total",
+        'ebb_wakes_total{source="gateway"}',
+        "ebb_endpoints{",
+        "ebb_reconcile",
+    ):
         assert name in measured
     events = (await fleet.get("/events?subject=chat"))["items"]
     told = [event["type"] for event in events if event["kind"] == "endpoint"]
@@ -156,10 +162,14 @@ async def test_how_long_a_start_takes_is_learned_from_all_of_the_same_artifact(
         await fleet.agent.say(wanted, "stopped")
         await fleet.agent.desired()
     async with database.transaction() as session:
-        await session.execute(text("update replicas set spans = jsonb_build_object('ready', 10 + 20 * random())"))
+        await session.execute(text("update starts set total_s = 10 + 20 * random()"))
         await session.execute(
-            text("update replicas set spans = '{\"ready\": 900}' where ready_at = (select max(ready_at) from replicas)")
+            text("update starts set total_s = 900 where created_at = (select max(created_at) from starts)")
         )
+    told = (await fleet.get("/starts"))["items"]
+    assert [(start["outcome"], start["tier"], start["node"]) for start in told] == [("ready", "cached", "box")] * 3
+    assert {"decide", "place", "spawn", "load"} <= set(told[0]["spans"]) and told[0]["bytes"] > 0
+    assert told[0]["bound_s"] == pytest.approx(told[0]["bytes"] / 1e9)
     fresh = await fleet.deploy("never-started")
     await fleet.gateway.demand(fresh["id"], waiting=1)
     await fleet.gateway.wake(fresh["id"])

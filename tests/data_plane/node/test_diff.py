@@ -8,7 +8,7 @@ from data_plane.wire.fleet import DesiredReplica, Intent, ReplicaSpec
 
 IDS = ("a", "b", "c")
 SPEC = ReplicaSpec(model="m", artifact="sha256:" + "0" * 64)
-INTENTS: tuple[Intent, ...] = ("run", "drain", "stop")
+INTENTS: tuple[Intent, ...] = ("run", "park", "drain", "stop")
 
 wanted = st.lists(
     st.builds(
@@ -22,7 +22,8 @@ wanted = st.lists(
     max_size=5,
 )
 held = st.dictionaries(
-    st.sampled_from(IDS), st.tuples(st.integers(1, 3), st.sampled_from(("up", "draining", "stopping", "ended")))
+    st.sampled_from(IDS),
+    st.tuples(st.integers(1, 3), st.sampled_from(("up", "parked", "draining", "stopping", "ended"))),
 ).map(lambda books: [Running(name, *entry) for name, entry in books.items()])
 
 
@@ -40,8 +41,11 @@ def play(running: list[Running], actions: list[Action]) -> list[Running]:
             case "forget":
                 assert current is not None and current.condition == "ended", "forgot a living process"
                 del books[action.id]
+            case "park" | "unpark":
+                assert current is not None and current.condition == ("up" if action.verb == "park" else "parked")
+                books[action.id] = Running(action.id, current.generation, "parked" if action.verb == "park" else "up")
             case verb:
-                assert current is not None and current.condition in ("up", "draining")
+                assert current is not None and current.condition in ("up", "parked", "draining")
                 books[action.id] = Running(action.id, current.generation, "draining" if verb == "drain" else "stopping")
     return list(books.values())
 
@@ -73,7 +77,8 @@ def test_it_converges(desired: list[DesiredReplica], running: list[Running]) -> 
     for replica_id, want in newest.items():
         assert books[replica_id].generation >= want.generation
         if want.intent != "run" and books[replica_id].generation == want.generation:
-            assert books[replica_id].condition == "ended"
+            resting = ("parked", "ended") if want.intent == "park" else ("ended",)
+            assert books[replica_id].condition in resting
 
 
 @given(wanted, held)

@@ -39,6 +39,12 @@ class NoDrain:
     async def drain(self, url: str, token: str) -> None:
         raise AssertionError("nothing is drained here")
 
+    async def park(self, url: str, token: str) -> None:
+        raise AssertionError("nothing is parked here")
+
+    async def unpark(self, url: str, token: str) -> None:
+        raise AssertionError("nothing is parked here")
+
 
 async def test_every_route_but_the_open_ones_asks_for_a_key(tmp_path: Path, http: aiohttp.ClientSession) -> None:
     paths = NodePaths(tmp_path)

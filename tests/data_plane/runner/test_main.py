@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,11 +12,12 @@ from pathlib import Path
 
 import httpx
 import msgspec
+import psutil
 import pytest
 
 from data_plane.gateway.resume import Journal
 from data_plane.runner.loading import judge
-from data_plane.wire.fleet import ReplicaSpec, RunnerSpec, RunnerStatus
+from data_plane.wire.fleet import Assignment, ReplicaSpec, RunnerSpec, RunnerStatus
 from data_plane.wire.resume import RESUME_PATH
 from tests.data_plane.runner.test_resume import relay, told
 
@@ -78,12 +80,43 @@ def test_a_broken_tokenizer_is_fatal(tmp_path: Path) -> None:
     assert "tokenizer.json is not usable" in status.failure.message
 
 
+def _claim(folder: Path, artifact: Path) -> subprocess.Popen[bytes]:
+    """A runner that waited, and was told what for. Its channel is closed, as an agent closes it."""
+    path, log = folder / "spec.json", folder / "replica.log"
+    path.write_bytes(msgspec.json.encode(_spec(folder, artifact)))
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "data_plane.runner", "--standby", "--text", str(artifact)]
+    child = subprocess.Popen(command, cwd=Path(__file__).parents[3], stdin=theirs.fileno(), start_new_session=True)
+    theirs.close()
+    with ours:
+        ours.settimeout(60)
+        assert ours.recv(64) == b"ready\n"
+        used_s = sum(psutil.Process(child.pid).cpu_times()[:2])
+        time.sleep(0.3)
+        assert sum(psutil.Process(child.pid).cpu_times()[:2]) - used_s <= 0.02, "one that waits does nothing"
+        ours.sendall(msgspec.json.encode(Assignment(str(path), str(log))) + b"\n")
+    return child
+
+
+def test_a_standby_without_an_agent_ends() -> None:
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "data_plane.runner", "--standby"]
+    child = subprocess.Popen(command, cwd=Path(__file__).parents[3], stdin=theirs.fileno(), start_new_session=True)
+    theirs.close()
+    ours.close()
+    assert child.wait(60) == 0
+
+
 def test_a_whole_life(tmp_path: Path, smollm2_artifact: Path) -> None:
-    child = _start(tmp_path, smollm2_artifact)
+    child = _claim(tmp_path, smollm2_artifact)
     try:
         status = _wait(tmp_path, lambda now: now.phase in ("ready", "failed"))
         assert status.phase == "ready" and status.url and status.slots == 4 and status.max_model_len == 256
-        assert set(status.spans) == {"import", "load", "warmup"} and status.started_at <= time.time()
+        assert set(status.spans) == {"import", "tokenizer", "map", "load", "warm_up"}
+        assert status.started_at <= time.time() and os.getpriority(os.PRIO_PROCESS, child.pid) == os.getpriority(
+            os.PRIO_PROCESS, 0
+        )
+        assert "phase" in (tmp_path / "replica.log").read_text()
         assert (tmp_path / "status.json").stat().st_mode & 0o777 == 0o600
         body = {"messages": [{"role": "user", "content": "Name the capital of France."}], "temperature": 0}
         answer = httpx.post(
@@ -94,6 +127,16 @@ def test_a_whole_life(tmp_path: Path, smollm2_artifact: Path) -> None:
         )
         assert "Paris" in answer.json()["choices"][0]["message"]["content"]
         assert httpx.get(f"{status.url}/metrics").status_code == 401
+        first = _wait(tmp_path, lambda now: "first_token" in now.spans)
+        assert first.spans["first_token"] > 0 and not first.torch
+        headers = {"Authorization": "Bearer secret"}
+        assert httpx.post(f"{status.url}/park", headers=headers).status_code == 202
+        assert _wait(tmp_path, lambda now: now.phase == "parked").spans == {}
+        assert httpx.post(f"{status.url}/unpark", headers=headers).status_code == 200
+        back = _wait(tmp_path, lambda now: now.phase == "ready")
+        assert set(back.spans) == {"unpark"} and back.pid == child.pid
+        again = httpx.post(f"{status.url}/v1/chat/completions", json=body | {"max_tokens": 12}, headers=headers)
+        assert again.json()["choices"] == answer.json()["choices"]
         child.send_signal(signal.SIGTERM)
         assert child.wait(40) == 0
         assert json.loads((tmp_path / "status.json").read_text())["phase"] == "stopped"
