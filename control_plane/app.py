@@ -19,6 +19,7 @@ from control_plane.catalog.controller import ModelsController
 from control_plane.db.bells import Bells
 from control_plane.db.loop import Leader, Loop
 from control_plane.db.session import Database
+from control_plane.decisions.controller import DecisionsController
 from control_plane.dispatch.controller import AgentsController, NodesController
 from control_plane.dispatch.loop import DispatchLoop
 from control_plane.endpoints.controller import EndpointsController, ReplicasController
@@ -33,6 +34,7 @@ from control_plane.nodes.callers import Callers
 from control_plane.nodes.controller import RegistrationController, TokensController
 from control_plane.nodes.lease import LeaseTerms
 from control_plane.nodes.metrics import NODES
+from control_plane.placement.controller import ExplainController
 from control_plane.placement.loop import PlacementLoop
 from control_plane.settings import Settings
 from control_plane.tenants.auth import OPEN, READ, KeyCache, require_scope
@@ -44,8 +46,8 @@ VERSION = "0.1.0"
 MAX_BODY_BYTES = 4 * 2**20
 
 CONTROLLERS: list[ControllerRouterHandler] = [
-    *(ModelsController, JobsController, KeysController, EventsController),
-    *(EndpointsController, ReplicasController, StartsController, NodesController),
+    *(ModelsController, JobsController, KeysController, EventsController, DecisionsController),
+    *(EndpointsController, ExplainController, ReplicasController, StartsController, NodesController),
     *(GatewaysController, AgentsController, RegistrationController, TokensController),
 ]
 

@@ -19,6 +19,7 @@ from control_plane.autoscaler.pauses import Pause, Turn, turn
 from control_plane.autoscaler.policy import Decision, Limits, Observation, decide
 from control_plane.db.clock import db_now, unix
 from control_plane.db.loop import Leadership
+from control_plane.decisions.service import Basis
 from control_plane.endpoints import life, metrics
 from control_plane.endpoints.life import Held
 from control_plane.endpoints.tables import EndpointTable
@@ -68,7 +69,7 @@ class AutoscalerLoop:
                 await bearings.write(session, held, view.known, view.learned)
             decision = view.decision()
             if decision.desired != held.endpoint.desired:
-                await life.set_desired(session, held, decision.desired, decision.reason)
+                await life.set_desired(session, held, decision.desired, decision.reason, view.basis())
             if view.pause is not None and held.endpoint.desired == 0:
                 await _ahead(session, held, view.pause)
 
@@ -85,21 +86,31 @@ class _View:
     known: Known | None
     learned: Bearing | None
 
-    def decision(self) -> Decision:
-        """The policy's; where a plan says how long the endpoint is kept, the plan's reason stands beside it."""
+    def asked(self) -> tuple[Observation, Limits]:
+        """What the policy is asked about."""
         if self.pause is None:
-            return decide(self.observed, self.limits, self.now)
+            return self.observed, self.limits
         seen, plan = self.observed, self.pause.plan
         quiet_since = max(self.pause.began_at, seen.last_wake_at or 0.0, seen.last_ready_at or 0.0)
         idle_s = idle_limit_s(plan, self.pause.began_at, quiet_since, self.now)
         if seen.promised_until is not None:
             idle_s = max(idle_s, seen.promised_until - quiet_since)
-        observed = replace(seen, last_work_at=self.pause.began_at)
         # a stretch that is over ends now, not a rounding later
-        decision = decide(observed, replace(self.limits, idle_s=max(0.0, idle_s - ROUNDING_S)), self.now)
-        if seen.desired <= decision.desired or seen.is_waking:
+        limits = replace(self.limits, idle_s=max(0.0, idle_s - ROUNDING_S))
+        return replace(seen, last_work_at=self.pause.began_at), limits
+
+    def basis(self) -> Basis:
+        """The same, as it is kept beside the decision."""
+        observed, limits = self.asked()
+        return Basis("autoscaler", {"observed": observed, "limits": limits, "now": self.now})
+
+    def decision(self) -> Decision:
+        """The policy's; where a plan says how long the endpoint is kept, the plan's reason stands beside it."""
+        observed, limits = self.asked()
+        decision = decide(observed, limits, self.now)
+        if self.pause is None or observed.desired <= decision.desired or observed.is_waking:
             return decision
-        return replace(decision, reason=f"{decision.reason} {plan.reason}")
+        return replace(decision, reason=f"{decision.reason} {self.pause.plan.reason}")
 
 
 async def _look(session: AsyncSession, held: Held) -> _View:
@@ -130,7 +141,9 @@ async def _ahead(session: AsyncSession, held: Held, pause: Pause) -> None:
         metrics.WAKES.labels("ahead").inc()
         endpoint.last_wake_at = held.now
         endpoint.promised_until = held.now + timedelta(seconds=planned.held_until - now)
-        await life.set_desired(session, held, 1, f"A request is expected. {pause.plan.reason}")
+        inputs = {"plan": pause.plan, "began_at": pause.began_at, "now": now}
+        reason = f"A request is expected. {pause.plan.reason}"
+        await life.set_desired(session, held, 1, reason, Basis("keepalive", inputs))
     elif math.isfinite(planned.again_s):
         endpoint.wake_at = held.now + timedelta(seconds=planned.again_s)
 

@@ -41,6 +41,9 @@ def deploy(
     quant: QuantOption = AUTO,
     slo_ttft_ms: Annotated[float | None, SLO_TTFT] = None,
     slo_itl_ms: Annotated[float | None, SLO_ITL] = None,
+    priority: Annotated[
+        str, typer.Option("--priority", help="low, normal or high: its place in line where memory is short.")
+    ] = "normal",
     wait: Annotated[bool, typer.Option("--wait", help="Stay until its URL answers (with --min: until it is live).")] = (
         False
     ),
@@ -58,7 +61,7 @@ def deploy(
     """
     body: Json = {
         **{"name": name, "model": model, "min": min_replicas, "max": max_replicas, "idle_s": idle_body(idle_s)},
-        **{"context": context, "concurrency": concurrency, "dtype": dtype, "quant": quant},
+        **{"context": context, "concurrency": concurrency, "dtype": dtype, "quant": quant, "priority": priority},
     }
     slo = {"ttft_p95_ms": slo_ttft_ms, "itl_p95_ms": slo_itl_ms}
     if any(slo.values()):
@@ -148,14 +151,16 @@ def scale(
     min_replicas: Annotated[int | None, typer.Option("--min", help="Replicas that always run.")] = None,
     max_replicas: Annotated[int | None, typer.Option("--max", help="Replicas at most.")] = None,
     idle_s: Annotated[str | None, IDLE] = None,
+    priority: Annotated[str | None, typer.Option("--priority", help="low, normal or high.")] = None,
     home: HomeOption = DEFAULT_HOME,
     output: OutputOption = Output.table,
 ) -> None:
     """Change how many replicas an endpoint may have, and when it sleeps."""
-    wanted = {"min": min_replicas, "max": max_replicas, "idle_s": None if idle_s is None else idle_body(idle_s)}
+    idle = None if idle_s is None else idle_body(idle_s)
+    wanted = {"min": min_replicas, "max": max_replicas, "idle_s": idle, "priority": priority}
     body: Json = {field: value for field, value in wanted.items() if value is not None}
     if not body:
-        raise typer.BadParameter("Say what to change: --min N, --max N, --idle auto or --idle SECONDS.")
+        raise typer.BadParameter("Say what to change: --min N, --max N, --idle auto|SECONDS or --priority CLASS.")
     with Api.open(home) as api:
         endpoint = api.patch(f"/endpoints/{segment(name)}", body)
     if output is Output.json:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from control_plane.cli.client import Api, Json, parse_json, segment, sse_data
+from control_plane.cli.explain import print_decisions
 from control_plane.cli.options import DEFAULT_HOME, HomeOption, Output, OutputOption
 from control_plane.cli.output import clock, print_json, print_table, short, stderr
 
@@ -99,6 +100,9 @@ def events(
     requests: Annotated[
         bool, typer.Option("--requests", help="Instead: the last requests, which replica took each, and why.")
     ] = False,
+    decisions: Annotated[
+        bool, typer.Option("--decisions", help="Instead: what was decided on endpoints; with -o json, from what.")
+    ] = False,
     home: HomeOption = DEFAULT_HOME,
     output: OutputOption = Output.table,
 ) -> None:
@@ -108,6 +112,8 @@ def events(
     """
     if requests:
         return _requests(home, subject, limit, follow, output)
+    if decisions:
+        return _decisions(home, subject, limit, follow, output)
     params: dict[str, Any] = {"limit": limit} | ({"subject": subject} if subject else {})
     with Api.open(home) as api:
         items = api.items("/events", params)
@@ -134,6 +140,15 @@ def _requests(home: Path, endpoint: str | None, limit: int, follow: bool, output
         return print_json(items)
     heads = ["at", "request", "endpoint", "replica", "reason", "matched", "prompt", "ttft", "status", "outcome"]
     print_table(heads, [request_row(item) for item in items], "No request has come yet.")
+
+
+def _decisions(home: Path, endpoint: str | None, limit: int, follow: bool, output: Output) -> None:
+    if follow:
+        raise typer.BadParameter("--decisions cannot be followed; ask again.", param_hint="--follow")
+    whole = {"whole": "true"} if output is Output.json else {}
+    with Api.open(home) as api:
+        params: dict[str, Any] = {"limit": limit, **whole} | ({"subject": endpoint} if endpoint else {})
+        print_decisions(api.items("/decisions", params), output)
 
 
 def request_row(item: Json) -> list[object]:

@@ -9,16 +9,19 @@ import typer
 from control_plane.cli import (
     bench,
     bench_gateway,
+    bench_place,
     bench_wake,
     chat,
     doctor,
     endpoints,
+    explain,
     jobs,
     keys,
     logs,
     models,
     node,
     nodes,
+    replay,
     simulate,
     status,
     up,
@@ -71,7 +74,16 @@ _add("wake", ENDPOINTS, endpoints.wake, "ebb wake chat", "ebb wake chat --wait")
 _add("sleep", ENDPOINTS, endpoints.sleep, "ebb sleep chat")
 _add("scale", ENDPOINTS, endpoints.scale, "ebb scale chat --min 1 --max 4", "ebb scale chat --idle 600")
 _add("logs", ENDPOINTS, logs.logs, "ebb logs chat", "ebb logs chat -f")
-_add("events", ENDPOINTS, logs.events, "ebb events", "ebb events -f --subject chat", "ebb events --requests")
+_add(
+    "events",
+    ENDPOINTS,
+    logs.events,
+    "ebb events",
+    "ebb events -f --subject chat",
+    "ebb events --requests",
+    "ebb events --decisions",
+)
+_add("explain", ENDPOINTS, explain.explain, "ebb explain chat", "ebb explain chat -o json")
 _add("rm", ENDPOINTS, endpoints.rm, "ebb rm chat")
 app.add_typer(nodes.app, name="nodes", rich_help_panel=ACCESS)
 app.add_typer(node.app, name="node", rich_help_panel=PLATFORM)
@@ -91,7 +103,18 @@ bench.app.command(
         "ebb bench wake --url http://127.0.0.1:7071/e/chat/v1 --peer-command 'llama-server -m m.gguf --port {port}'",
     ),
 )(bench_wake.wake)
+bench.app.command(
+    "place", epilog=examples_of("ebb bench place", "ebb bench place --endpoints 10,100,1000,10000 -o json")
+)(bench_place.place)
 app.add_typer(bench.app, name="bench", rich_help_panel=ACCESS)
+simulate.app.command(
+    "decision",
+    epilog=examples_of("ebb simulate decision 4711", "ebb simulate decision 4711 --set limits.idle_s=300 -o json"),
+)(replay.decision)
+simulate.app.command(
+    "decisions",
+    epilog=examples_of("ebb simulate decisions --from-events", "ebb simulate decisions --from-events -n 20"),
+)(replay.replay_all)
 app.add_typer(simulate.app, name="simulate", rich_help_panel=ACCESS)
 
 

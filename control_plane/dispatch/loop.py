@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from control_plane.db.bells import ring
 from control_plane.db.clock import db_now
 from control_plane.db.loop import Leadership
+from control_plane.decisions import service as decisions
 from control_plane.dispatch import service
 from control_plane.endpoints import metrics
 from control_plane.endpoints.states import ENDED, PHASES
@@ -131,3 +132,4 @@ async def _clean(leadership: Leadership) -> None:
         await session.execute(delete(ReplicaTable).where(ReplicaTable.ended_at < old))
         await session.execute(delete(StartTable).where(StartTable.created_at < long_ago))
         await session.execute(delete(DemandTable).where(DemandTable.reported_at < old))
+        await decisions.trim(session)

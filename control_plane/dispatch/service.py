@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from control_plane.db.bells import ring
 from control_plane.db.clock import db_now
 from control_plane.dispatch.diff import Change, Ended, Seen, Stray, Wanted, compare
-from control_plane.endpoints import life, starts
+from control_plane.endpoints import life, measured, starts
 from control_plane.endpoints.life import Held
 from control_plane.endpoints.states import ENDED
 from control_plane.endpoints.tables import EndpointTable, ReplicaTable
@@ -76,11 +76,19 @@ async def take_report(session: AsyncSession, node_id: UUID, report: NodeReport, 
     changes = [change for change in await _compare(session, node_id, report) if not isinstance(change, Stray)]
     rows = await _rows(session, node_id)
     news = {rows[change.id].endpoint_id for change in changes if _is_news(rows[change.id], change)}
+    taught: list[tuple[ReplicaTable, bool]] = []
     for endpoint_id in sorted(news):
         held = await life.hold(session, endpoint_id)
         if held is not None:
-            await _apply(session, held, node_id, report)
+            taught += await _apply(session, held, node_id, report)
+    await _learn(session, taught)
     return len(news)
+
+
+async def _learn(session: AsyncSession, taught: list[tuple[ReplicaTable, bool]]) -> None:
+    """After all endpoints are held, and in one order: endpoints share the rows of what they run."""
+    for replica, has_ended in sorted(taught, key=lambda one: (one[0].spec["artifact"], one[0].device)):
+        await measured.learn(session, replica, has_ended=has_ended)
 
 
 async def lose_node(session: AsyncSession, node_id: UUID, reason: str) -> None:
@@ -144,20 +152,29 @@ def _is_news(row: ReplicaTable, change: Change) -> bool:
     return change.to is not None or _facts(row, change.observed) != _stored(row)
 
 
-async def _apply(session: AsyncSession, held: Held, node_id: UUID, report: NodeReport) -> None:
+async def _apply(
+    session: AsyncSession, held: Held, node_id: UUID, report: NodeReport
+) -> list[tuple[ReplicaTable, bool]]:
+    """The replicas whose memory says something new, and whether they have ended."""
+    taught: list[tuple[ReplicaTable, bool]] = []
     mine = {str(row.id): row for row in held.replicas if row.node_id == node_id}
     wanted = [
         Wanted(id, row.generation, row.status, row.intent, (held.now - row.created_at).total_seconds())
         for id, row in mine.items()
     ]
     for change in compare(wanted, report.replicas):
+        replica = mine.get(change.id)
+        if replica is None:
+            continue
         if isinstance(change, Seen):
-            await _see(session, held, mine[change.id], change)
+            await _see(session, held, replica, change)
+            taught += [(replica, False)] if replica.status == "ready" else []
         elif isinstance(change, Ended):
-            replica = mine[change.id]
             if change.observed is not None:
                 _note(replica, change.observed)
             await life.end(session, held, replica, change.failure)
+            taught += [(replica, True)] if change.failure is None else []
+    return taught
 
 
 async def _see(session: AsyncSession, held: Held, replica: ReplicaTable, change: Seen) -> None:
@@ -191,17 +208,26 @@ def _facts(row: ReplicaTable, seen: ObservedReplica) -> tuple[object, ...]:
         seen.pid or row.pid,
         seen.max_model_len or row.max_model_len,
         row.memory_bytes if _close(seen.memory_bytes, row.memory_bytes) else seen.memory_bytes,
+        _grown(row.peak_bytes, seen.peak_bytes),
+        _grown(row.fixed_bytes, seen.fixed_bytes),
         {**spans, **own},
     )
 
 
 def _stored(row: ReplicaTable) -> tuple[object, ...]:
-    return row.url, row.token, row.slots, row.pid, row.max_model_len, row.memory_bytes, row.spans
+    memory = row.memory_bytes, row.peak_bytes, row.fixed_bytes
+    return row.url, row.token, row.slots, row.pid, row.max_model_len, *memory, row.spans
 
 
 def _note(row: ReplicaTable, seen: ObservedReplica) -> None:
     facts = _facts(row, seen)
-    row.url, row.token, row.slots, row.pid, row.max_model_len, row.memory_bytes, row.spans = facts  # pyright: ignore[reportAttributeAccessIssue]
+    row.url, row.token, row.slots, row.pid, row.max_model_len = facts[:5]  # pyright: ignore[reportAttributeAccessIssue]
+    row.memory_bytes, row.peak_bytes, row.fixed_bytes, row.spans = facts[5:]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _grown(known: int, seen: int) -> int:
+    """The most there ever was; growth of less than a fiftieth is not worth a write."""
+    return seen if seen * 50 > known * 51 else known
 
 
 def _close(one: int, other: int) -> bool:

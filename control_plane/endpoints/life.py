@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.db.bells import ring
 from control_plane.db.clock import db_now, unix
+from control_plane.decisions import service as decisions
 from control_plane.endpoints import metrics, starts
 from control_plane.endpoints.states import (
     ENDED,
@@ -83,12 +84,16 @@ async def settle(session: AsyncSession, held: Held, reason: str) -> None:
     await ring(session, "routes")
 
 
-async def set_desired(session: AsyncSession, held: Held, desired: int, reason: str) -> None:
-    """Asks for another number of replicas; placement will see to it."""
+async def set_desired(
+    session: AsyncSession, held: Held, desired: int, reason: str, basis: decisions.Basis = decisions.ASKED
+) -> None:
+    """Asks for another number of replicas; placement will see to it. `basis`: what that was decided from."""
     endpoint = held.endpoint
     if desired == endpoint.desired:
         return
     data = {"from": endpoint.desired, "to": desired}
+    kind = decisions.kind_of(endpoint.desired, desired)
+    await decisions.record(session, endpoint.tenant_id, kind, endpoint.name, reason, basis, data)
     if desired > endpoint.desired:
         endpoint.asked_at = held.now
     else:
@@ -249,10 +254,13 @@ def _decided(held: Held) -> dict[str, Any]:
 
 
 async def hinder(session: AsyncSession, held: Held, obstacle: str) -> None:
-    """A wanted replica has no place yet: waiters go on waiting, and whoever looks sees why."""
+    """A wanted replica has no place yet: waiters go on waiting, and whoever looks sees why. The first obstacle is an
+    event; that its numbers change while it lasts is none."""
     endpoint = held.endpoint
+    if endpoint.obstacle is None:
+        await record(session, endpoint.tenant_id, "endpoint", endpoint.name, "waiting", obstacle)
+        await ring(session, "routes")
     endpoint.obstacle = obstacle
-    await record(session, endpoint.tenant_id, "endpoint", endpoint.name, "waiting", obstacle)
     await session.flush()
 
 

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from control_plane.catalog import artifacts
 from control_plane.catalog.quantization import AUTO, choose
 from control_plane.catalog.tables import ArtifactTable, ModelTable
+from control_plane.endpoints import measured
 from control_plane.endpoints.fit import KnownDevice, kinds_of, pinned_device, too_large, wrong_device
 from control_plane.endpoints.schemas import NewEndpoint
 from control_plane.endpoints.specs import RevisionSpec
@@ -22,7 +23,9 @@ async def pin(session: AsyncSession, tenant_id: UUID, wanted: NewEndpoint, model
     stored = artifacts.stored_name(wanted.quant)
     context = _context(wanted, model)
     devices = await known_devices(session, tenant_id)
-    artifact = await _artifact(session, wanted, model, stored, devices)
+    rows = (await artifacts.artifacts_of(session, [model.id]))[model.id]
+    artifact = _artifact(rows, wanted, model, stored, devices)
+    sizes = model.shape or {}
     spec = RevisionSpec(
         model=model.name,
         artifact=artifact.digest,
@@ -35,8 +38,12 @@ async def pin(session: AsyncSession, tenant_id: UUID, wanted: NewEndpoint, model
         device=pinned_device(artifact.quantization, wanted.device),
         target=wanted.target,
         quantization=artifact.quantization,
+        hidden_size=int(sizes.get("hidden_size", 0)),
+        intermediate_size=int(sizes.get("intermediate_size", 0)),
+        vocab_size=model.vocab_size or 0,
     )
-    if fault := too_large(spec, devices):
+    excess = (await measured.excess(session, {artifact.digest})).get((artifact.digest, "cpu"), 0)
+    if fault := too_large(spec, devices, {row.quantization: row.bytes for row in rows}, excess):
         raise Invalid(fault, "context", code="does_not_fit")
     return spec
 
@@ -52,10 +59,9 @@ def _context(wanted: NewEndpoint, model: ModelTable) -> int:
     return wanted.context or longest
 
 
-async def _artifact(
-    session: AsyncSession, wanted: NewEndpoint, model: ModelTable, stored: str, devices: tuple[KnownDevice, ...]
+def _artifact(
+    rows: list[ArtifactTable], wanted: NewEndpoint, model: ModelTable, stored: str, devices: tuple[KnownDevice, ...]
 ) -> ArtifactTable:
-    rows = (await artifacts.artifacts_of(session, [model.id]))[model.id]
     if stored == AUTO:
         chosen = choose([artifacts.candidate(row) for row in rows], kinds_of(wanted.device, devices))
         # with none for the device it is the first that is told why it does not go there

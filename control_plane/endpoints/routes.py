@@ -10,11 +10,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from control_plane.db.clock import db_now, unix
 from control_plane.endpoints import demand, life, service
 from control_plane.endpoints.specs import RevisionSpec
-from control_plane.endpoints.states import serves, waking_phase
+from control_plane.endpoints.states import is_coming, serves, waking_phase
 from control_plane.endpoints.tables import EndpointTable, ReplicaTable
 from control_plane.tenants.service import key_records
 from data_plane.wire.keys import KeyRecord
-from data_plane.wire.routes import EndpointRoute, GatewayState, ReplicaRoute
+from data_plane.wire.routes import CAPACITY, EndpointRoute, EndpointState, GatewayState, ReplicaRoute
 
 
 async def gateway_state(session: AsyncSession) -> GatewayState:
@@ -58,11 +58,22 @@ def _route(row: EndpointTable, alive: list[ReplicaTable], context: int, now_s: f
             for replica in serving
             if replica.url is not None and replica.token is not None
         ),
-        phase=waking_phase([life.view(replica) for replica in alive]) if waking else None,
+        phase=_phase(row, alive) if waking else None,
         eta_s=_eta_s(row, now_s) if waking else None,
-        reason=service.max_is_zero(row.name) if never else row.reason if state == "failed" else None,
+        reason=service.max_is_zero(row.name) if never else _reason(row, state),
         retry_at=None if never or state != "failed" else unix(row.retry_at),
     )
+
+
+def _phase(row: EndpointTable, alive: list[ReplicaTable]) -> str:
+    """`capacity` while its next replica waits for room."""
+    views = [life.view(replica) for replica in alive]
+    return CAPACITY if row.obstacle and not any(is_coming(each) for each in views) else waking_phase(views)
+
+
+def _reason(row: EndpointTable, state: EndpointState) -> str | None:
+    """Why it cannot start, or why it does not yet."""
+    return row.reason if state == "failed" else row.obstacle if state == "waking" else None
 
 
 def _eta_s(row: EndpointTable, now_s: float) -> float | None:

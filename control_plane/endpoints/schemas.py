@@ -21,6 +21,7 @@ Idle = Annotated[
         description="Seconds from 1 to 86400, or auto: by the endpoint's own idle times.", examples=["auto", 30]
     ),
 ]
+Priority = Literal["low", "normal", "high"]
 DEVICE = r"^(auto|cpu|cuda|cuda:[0-9]{1,2})$"
 
 
@@ -40,6 +41,8 @@ class NewEndpoint(msgspec.Struct, forbid_unknown_fields=True):
     target: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
     quant: Quant = AUTO
     slo: Slo | None = None
+    priority: Priority = "normal"
+    """Its place in line where memory is short, and what losing a replica of it weighs."""
 
 
 class Scale(msgspec.Struct, forbid_unknown_fields=True):
@@ -48,6 +51,7 @@ class Scale(msgspec.Struct, forbid_unknown_fields=True):
     min: Count | None = None
     max: Count | None = None
     idle_s: Idle | None = None
+    priority: Priority | None = None
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -69,6 +73,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     idle_s: Idle
     idle_plan: str | None
     slo: Slo | None
+    priority: str
     url: str
     revision: int
     spec: dict[str, Any]
@@ -131,6 +136,7 @@ def to_endpoint(
         idle_s=IDLE_AUTO if row.idle_auto else row.idle_s,
         idle_plan=(idle_plan or UNPLANNED) if row.idle_auto else None,
         slo=None if row.slo is None else msgspec.convert(row.slo, Slo),
+        priority=row.priority,
         url=f"{gateway_url}/e/{row.name}/v1",
         revision=row.revision,
         spec=spec,

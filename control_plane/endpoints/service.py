@@ -65,6 +65,7 @@ async def scale(session: AsyncSession, tenant_id: UUID, name: str, change: Scale
     endpoint.min_replicas, endpoint.max_replicas = low, high
     if change.idle_s is not None:
         endpoint.idle_auto, endpoint.idle_s = _idle(change.idle_s)
+    endpoint.priority = change.priority or endpoint.priority
     await _limits_changed(session, held, "The limits were changed by request.")
     return held
 
@@ -258,6 +259,7 @@ async def _create(
         idle_s=idle_s,
         idle_auto=idle_auto,
         slo=_stored(wanted.slo),
+        priority=wanted.priority,
         desired=0,
         state="zero",
         reason=reason,
@@ -285,6 +287,7 @@ async def _revise(
     endpoint.min_replicas, endpoint.max_replicas = wanted.min, wanted.max
     endpoint.idle_auto, endpoint.idle_s = _idle(wanted.idle_s)
     endpoint.slo = _stored(wanted.slo)
+    endpoint.priority = wanted.priority
     current = select(RevisionTable.spec).where(
         RevisionTable.endpoint_id == endpoint.id, RevisionTable.number == endpoint.revision
     )

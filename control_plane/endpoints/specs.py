@@ -3,8 +3,8 @@ Pure; knows nothing of rows."""
 
 import msgspec
 
-from control_plane.catalog.quantization import PLAIN
-from control_plane.endpoints.memory import ModelSize
+from control_plane.catalog.quantization import PLAIN, DeviceKind
+from control_plane.endpoints.memory import Estimate, ModelSize, estimate
 from data_plane.wire.fleet import ReplicaSpec
 
 
@@ -25,6 +25,10 @@ class RevisionSpec(msgspec.Struct, frozen=True):
     """Requests a replica should have at once; None: as many as it has slots."""
     quantization: str = PLAIN
     """The artifact's, by its stored name. Revisions of before there were several have none."""
+    hidden_size: int = 0
+    intermediate_size: int = 0
+    vocab_size: int = 0
+    """Of the model's layers, for what a step needs; 0 where a revision is older than they are."""
 
     @property
     def requests_per_replica(self) -> int:
@@ -35,11 +39,24 @@ class RevisionSpec(msgspec.Struct, frozen=True):
     def size(self) -> ModelSize:
         """What memory estimates are made from."""
         is_plain = self.quantization == PLAIN
-        return ModelSize(self.artifact_bytes, self.kv_bytes_per_token, self.artifact_dtype, is_plain)
+        return ModelSize(
+            self.artifact_bytes,
+            self.kv_bytes_per_token,
+            self.artifact_dtype,
+            is_plain,
+            self.hidden_size,
+            self.intermediate_size,
+            self.vocab_size,
+        )
+
+    def estimate(self, kind: DeviceKind, excess_bytes: int = 0) -> Estimate:
+        """What a replica takes on a device of `kind`, corrected by what others of it were measured to take."""
+        guess = estimate(self.size, context=self.context, concurrency=self.concurrency, dtype=self.dtype, kind=kind)
+        return guess.corrected(excess_bytes)
 
 
-def replica_spec(revision: RevisionSpec, device: str, kv_cache_bytes: int) -> ReplicaSpec:
-    """The revision on the device that placement chose, with the KV cache it promised."""
+def replica_spec(revision: RevisionSpec, device: str, kv_cache_bytes: int, threads: int = 0) -> ReplicaSpec:
+    """The revision on the device that placement chose, with the KV cache it promised and its share of the cores."""
     return msgspec.convert(
         {
             "model": revision.model,
@@ -49,6 +66,7 @@ def replica_spec(revision: RevisionSpec, device: str, kv_cache_bytes: int) -> Re
             "max_model_len": revision.context,
             "max_num_seqs": revision.concurrency,
             "kv_cache_bytes": kv_cache_bytes,
+            "threads": threads,
         },
         ReplicaSpec,
     )

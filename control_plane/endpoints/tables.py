@@ -40,6 +40,8 @@ class EndpointTable(TenantRow):
     """It sleeps and wakes by its own idle times (autoscaler/keepalive.py)."""
     slo: Mapped[dict[str, Any] | None]
     """The latency it is to hold, where it has one: slo.Slo."""
+    priority: Mapped[str] = mapped_column(server_default="normal", default="normal")
+    """low, normal or high: its place in line, and what losing a replica of it weighs."""
     desired: Mapped[int]
     state: Mapped[EndpointState] = mapped_column(String)
     reason: Mapped[str]
@@ -91,6 +93,7 @@ class ReplicaTable(Row):
         ),
         Index("ix_replicas_alive", "node_id", postgresql_where=ALIVE),
         Index("ix_replicas_endpoint_id", "endpoint_id", "created_at"),
+        Index("ix_replicas_artifact", text("(spec ->> 'artifact')"), "ready_at"),
     )
 
     endpoint_id: Mapped[UUID] = mapped_column(ForeignKey("endpoints.id"))
@@ -105,6 +108,9 @@ class ReplicaTable(Row):
     promised_bytes: Mapped[int] = mapped_column(BigInteger)
     """What placement reserved on the device; `memory_bytes` is what the agent sees it take."""
     memory_bytes: Mapped[int] = mapped_column(BigInteger)
+    peak_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"), default=0)
+    fixed_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"), default=0)
+    """The most that was resident beside its KV cache: what corrects later estimates. 0 where it is not known."""
     url: Mapped[str | None]
     token: Mapped[str | None]
     pid: Mapped[int | None] = mapped_column(BigInteger)

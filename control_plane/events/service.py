@@ -1,5 +1,6 @@
 """Records what changed and why, and reads it back. Never commits. Knows nothing of what the events are about."""
 
+from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -68,3 +69,10 @@ async def list_events(
         return list((await session.execute(query)).scalars())
     newest = list((await session.execute(query.order_by(EventTable.id.desc()).limit(limit))).scalars())
     return newest[::-1]
+
+
+async def last_of(session: AsyncSession, tenant_id: UUID, kind: EventKind, subject: str, type: str) -> datetime | None:
+    """When the last event of the type was recorded on the subject; None where there is none (any more)."""
+    about = (EventTable.tenant_id == tenant_id) & (EventTable.subject == subject)
+    query = select(EventTable.at).where(about, EventTable.kind == kind, EventTable.type == type)
+    return (await session.execute(query.order_by(EventTable.id.desc()).limit(1))).scalar_one_or_none()

@@ -1,5 +1,6 @@
 """An artifact's tensors as the native decoder takes them. Knows nothing of batches; imports no torch."""
 
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import pi
@@ -25,6 +26,10 @@ class Source(Protocol):
         """The stored tensor; bfloat16 as its bits, uint16. KeyError where there is none."""
         ...
 
+    def copied(self, name: str) -> None:
+        """The tensor was copied elsewhere and is not needed in this place any more."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ArtifactSource:
@@ -36,6 +41,14 @@ class ArtifactSource:
         span = self.artifact.spans[name]
         return np.frombuffer(self.artifact.view(name), dtype=_NUMPY[span.dtype]).reshape(span.shape)
 
+    def copied(self, name: str) -> None:
+        # else a plain model would peak at twice its size; the pages stay in the system's cache
+        span = self.artifact.spans[name]
+        start = -(-span.start // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = span.end // mmap.PAGESIZE * mmap.PAGESIZE - start
+        if length > 0:
+            self.artifact.data.madvise(mmap.MADV_DONTNEED, start, length)
+
 
 @dataclass(frozen=True, slots=True)
 class ArraySource:
@@ -45,6 +58,9 @@ class ArraySource:
 
     def array(self, name: str) -> Array:
         return self.arrays[name]
+
+    def copied(self, name: str) -> None:
+        """They stay."""
 
 
 def fits(config: ModelConfig, forms: Mapping[str, str]) -> bool:
@@ -83,6 +99,7 @@ class _Reader:
         added = self.vector(f"{name}.bias") if bias else None
         if kind := _KINDS.get(weight.dtype.name):
             plain = pack_plain(weight, kind, self.threads)
+            self.source.copied(f"{name}.weight")
             return Tiles(plain.kind, rows, columns, plain.weight, bias=added)
         scale = self.source.array(f"{name}.scale")
         if weight.dtype == np.int8:

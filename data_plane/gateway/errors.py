@@ -30,9 +30,10 @@ def model_loading(route: EndpointRoute, held_s: float, eta_s: float | None, retr
     """503 when the time to hold a request has passed."""
     expected = "" if eta_s is None else f", expected in {eta_s:.0f} s"
     phase = route.phase or route.state
+    why = f"{route.reason} " if route.reason else ""
     return unavailable(
         f"Endpoint '{route.name}' is not ready yet ({phase}{expected}); this request was held for {held_s:.0f} s. "
-        "Try again, or allow a longer hold with 'x-ebb-hold-timeout'.",
+        f"{why}Try again, or allow a longer hold with 'x-ebb-hold-timeout'.",
         code="model_loading",
         retry_after_s=retry_after_s,
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,10 +51,24 @@ def cpus(cgroups: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) 
     return max(1, count)
 
 
-def find() -> tuple[Device, ...]:
-    """CUDA devices first, in the order in which a runner will number them, then the processor."""
+def find(memory_bytes: int = 0) -> tuple[Device, ...]:
+    """CUDA devices first, in the order in which a runner will number them, then the processor. `memory_bytes`: the most
+    of the machine's memory that may count; 0: all."""
     now = memory()
-    return (*_cuda(), Device("cpu", 0, _processor_name(), now.total_bytes, now.free_bytes))
+    total = min(memory_bytes or now.total_bytes, now.total_bytes)
+    return (*_cuda(), Device("cpu", 0, _processor_name(), total, min(total, now.free_bytes)))
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `1.5GiB`, `800MiB` or a plain number. ValueError, with a sentence, for anything else."""
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?(KiB|MiB|GiB|TiB)?", text.strip())
+    size = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
+    if size < 1:
+        raise ValueError(f"'{text[:40]}' is no amount of memory: write 1.5GiB, 800MiB or a number of bytes.")
+    return size
+
+
+_UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 def _groups(cgroups: Path, membership: Path, controller: str) -> list[Path]:

@@ -56,6 +56,8 @@ class Settings:
     stop_runners_on_exit: bool = False
     membership: Membership | None = None
     """Of a node that joined; then `key` is empty."""
+    memory_bytes: int = 0
+    """The most of the machine's memory that replicas may count on; 0: all."""
 
 
 def parse(arguments: list[str], environment: dict[str, str]) -> Settings:
@@ -72,6 +74,12 @@ def parse(arguments: list[str], environment: dict[str, str]) -> Settings:
     parser.add_argument("--stall-s", type=float, default=defaults.stall_s, help="give a start up after no progress")
     parser.add_argument("--drain-s", type=float, default=defaults.drain_s, help="how long a drain may take")
     parser.add_argument("--grace-s", type=float, default=defaults.grace_s, help="from SIGTERM to SIGKILL")
+    parser.add_argument(
+        "--memory",
+        default=environment.get("EBB_NODE_MEMORY", ""),
+        metavar="SIZE",
+        help="of this machine's memory the most that replicas are placed by, such as 8GiB (EBB_NODE_MEMORY)",
+    )
     parser.add_argument("--standby", type=int, default=1, metavar="N", help="runners that wait, all imported")
     options = parser.parse_args(arguments)
     key = environment.get("EBB_NODE_KEY", "")
@@ -89,6 +97,10 @@ def parse(arguments: list[str], environment: dict[str, str]) -> Settings:
         parser.error(f"--standby {options.standby}: from 0 to {MOST_STANDBYS} runners can wait.")
     if not is_name(options.name):
         parser.error(f"--name {options.name!r} is not a name: {NAME_RULE}.")
+    try:
+        memory_bytes = devices.parse_size(options.memory) if options.memory else 0
+    except ValueError as error:
+        parser.error(f"--memory (EBB_NODE_MEMORY): {error}")
     runner = RunnerSettings(
         command=tuple(shlex.split(options.runner_command)),
         stall_s=options.stall_s,
@@ -106,6 +118,7 @@ def parse(arguments: list[str], environment: dict[str, str]) -> Settings:
         runner=runner,
         stop_runners_on_exit=options.stop_runners_on_exit,
         membership=membership,
+        memory_bytes=memory_bytes,
     )
 
 
@@ -175,7 +188,7 @@ def _present(settings: Settings, http: web.AppRunner, token: str) -> NodeRegistr
         host=hostname,
         agent_url=f"http://{_reached_at(settings.host)}:{http.addresses[0][1]}",
         agent_token=token,
-        devices=devices.find(),
+        devices=devices.find(settings.memory_bytes),
         cpus=devices.cpus(),
         memory_bytes=memory.total_bytes,
         version=VERSION,

@@ -15,7 +15,7 @@ import msgspec
 import psutil
 import structlog
 
-from data_plane.node import processes
+from data_plane.node import processes, residency
 from data_plane.node.diff import Condition, Running
 from data_plane.node.launch import RunnerSettings
 from data_plane.node.logfile import read_tail
@@ -55,7 +55,8 @@ class RunnerProcess:
         on_change: Callable[["RunnerProcess"], None],
     ) -> None:
         self.record = record
-        self.memory_bytes = 0
+        self.memory = residency.Resident()
+        self._fixed_bytes = 0
         self.began_at = time.monotonic() - max(0.0, time.time() - record.spawned_at)
         """When this start began, on the monotonic clock."""
         self._paths = paths
@@ -131,7 +132,9 @@ class RunnerProcess:
             token=self.record.token,
             pid=self.record.pid or None,
             slots=status.slots if status else 0,
-            memory_bytes=self.memory_bytes,
+            memory_bytes=self.memory.now_bytes,
+            peak_bytes=self.memory.peak_bytes,
+            fixed_bytes=self._fixed_bytes,
             max_model_len=status.max_model_len if status else 0,
             spans=self._spans(),
         )
@@ -151,7 +154,8 @@ class RunnerProcess:
         """Reads what changes without an event: memory, and a status that the runner changed by itself."""
         if self.record.ended is None:
             with contextlib.suppress(psutil.Error):  # it ended this instant: the watch will say so
-                self.memory_bytes = psutil.Process(self.record.pid).memory_info().rss
+                self.memory = residency.read(self.record.pid)
+                self._fixed_bytes = max(self._fixed_bytes, self.memory.fixed_bytes)
             self._look()
             self._feel_pulse()
             if self._watch is not None:

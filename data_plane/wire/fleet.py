@@ -143,6 +143,10 @@ class ObservedReplica(msgspec.Struct, frozen=True):
     pid: int | None = None
     slots: int = 0
     memory_bytes: int = 0
+    """Resident now; `peak_bytes` is the most it ever was."""
+    peak_bytes: int = 0
+    fixed_bytes: int = 0
+    """The most that was resident beside the KV cache; 0 where that is not known."""
     max_model_len: int = 0
     spans: dict[str, float] = {}
     failure: StartFailure | None = None

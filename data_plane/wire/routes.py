@@ -7,6 +7,8 @@ import msgspec
 from data_plane.wire.keys import KeyRecord
 
 EndpointState = Literal["zero", "waking", "live", "draining", "failed"]
+CAPACITY = "capacity"
+"""The phase of a waking endpoint that waits for memory: others hold what there is."""
 
 
 class ReplicaRoute(msgspec.Struct, frozen=True):
@@ -30,11 +32,11 @@ class EndpointRoute(msgspec.Struct, frozen=True):
     max_model_len: int
     replicas: tuple[ReplicaRoute, ...] = ()
     phase: str | None = None
-    """While waking: placing, starting, loading, warming or parked (it was told to run again)."""
+    """While waking: placing, starting, loading, warming or parked (it was told to run again), or capacity."""
     eta_s: float | None = None
     """While waking: seconds that such starts take (the median of the last), less what has passed. None: never seen."""
     reason: str | None = None
-    """While failed: why, in a sentence for people."""
+    """While failed: why, in a sentence for people; while waking what keeps it from starting, where something does."""
     retry_at: float | None = None
     """While failed: Unix seconds from which a request may wake it again. None: not before someone changes something."""
 

@@ -348,9 +348,9 @@ async def test_without_a_node_it_waits_and_says_so_and_starts_when_one_comes(
 
 
 async def test_what_fits_nowhere_fails_with_numbers(fleet: Fleet) -> None:
-    fleet.agent.memory_bytes = 1 << 30
-    await fleet.agent.register()
     endpoint = await fleet.deploy()
+    fleet.agent.memory_bytes = 1 << 28
+    await fleet.agent.register()
     await fleet.gateway.wake(endpoint["id"])
     route = await fleet.gateway.wait_route("failed")
-    assert route.reason is not None and "GiB" in route.reason and "--context" in route.reason
+    assert route.reason is not None and "205 MiB for replicas" in route.reason and "--context" in route.reason

@@ -133,17 +133,24 @@ async def test_fp8_is_for_gpus(stocked: Client, database: Database, tenant_id: U
 
 
 async def test_one_request_must_fit_and_is_told_how_much_does(stocked: Client, keys: TestKeys) -> None:
-    agent = FakeAgent(stocked, keys.node, memory_bytes=800 << 20)
+    agent = FakeAgent(stocked, keys.node, memory_bytes=600 << 20)
     await agent.register()
     error = await _refused(stocked)
     assert (error["param"], error["code"]) == ("context", "does_not_fit")
-    for part in ("8192 tokens", "180 MiB (22 KiB a token)", "270 MiB of bf16", "300 MiB of runtime", "640 MiB for"):
+    for part in (
+        "8192 tokens",
+        "180 MiB (22 KiB a token)",
+        "270 MiB of bf16",
+        "105 MiB of runtime",
+        "480 MiB for",
+        "--quant int8",
+    ):
         assert part in error["message"], error["message"]
     most = int(error["message"].partition("--context ")[2].split()[0])
     assert (await _refused(stocked, context=most + 1))["code"] == "does_not_fit"
     assert (await _deploy(stocked, context=most))["spec"]["context"] == most
     assert (await _refused(stocked, context=most, dtype="float32"))["code"] == "does_not_fit"
-    agent.memory_bytes = 400 << 20
+    agent.memory_bytes = 100 << 20
     await agent.register()
     assert "Deploy a smaller model" in (await _refused(stocked, context=1))["message"]
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control_plane.endpoints.memory import GIB, MIB, Estimate, ModelSize, estimate, human
-from control_plane.placement.planner import DeviceView, Need, NoRoom, Placed, plan
+from control_plane.placement.fleet import Fleet
+from control_plane.placement.planner import DeviceView, Need, NoRoom, Placed, plan, plan_gang, threads_for
 
 BYTES = st.integers(0, 64).map(lambda gib: gib * GIB)
 
@@ -61,14 +62,74 @@ def test_no_room_is_permanent_exactly_when_emptying_does_not_help(
         assert answer.permanent == isinstance(empty, NoRoom)
 
 
-def test_a_gpu_is_preferred_then_spread_then_the_roomiest() -> None:
+def node_of(answer: Placed | NoRoom) -> str:
+    assert isinstance(answer, Placed), answer
+    return answer.node
+
+
+def test_a_gpu_then_spread_then_the_artifact_then_idle_cores_then_the_tightest_fit() -> None:
     cpu = DeviceView("a", "a", "cpu", "cpu", 64 * GIB)
     small = DeviceView("b", "b", "cuda:0", "cuda", 24 * GIB)
     large = DeviceView("c", "c", "cuda:0", "cuda", 80 * GIB)
-    assert isinstance(answer := plan((cpu, small, large), need("auto", GIB)), Placed) and answer.node == "c"
-    one_there = dataclasses.replace(large, of_endpoint=1)
-    assert isinstance(answer := plan((cpu, small, one_there), need("auto", GIB)), Placed) and answer.node == "b"
-    assert isinstance(answer := plan((cpu, small), need("cpu", GIB)), Placed) and answer.device == "cpu"
+    assert node_of(plan((cpu, small, large), need("auto", GIB))) == "b", "packed: the large one stays for large models"
+    assert node_of(plan((cpu, dataclasses.replace(small, busy=1), large), need("auto", GIB))) == "c"
+    has = dataclasses.replace(small, cached=True, busy=3)
+    assert node_of(plan((cpu, has, large), need("auto", GIB))) == "b"
+    assert node_of(plan((cpu, dataclasses.replace(has, of_endpoint=1), large), need("auto", GIB))) == "c"
+    assert node_of(plan((cpu, small), need("cpu", GIB))) == "a"
+
+
+def test_a_small_device_takes_a_replica_with_less_cache_rather_than_none() -> None:
+    guess = Estimate(GIB, 4 * GIB, 0, one_sequence_bytes=GIB)
+    little, roomy = DeviceView("a", "a", "cpu", "cpu", 4 * GIB), DeviceView("b", "b", "cpu", "cpu", 16 * GIB)
+    wanted = Need("auto", {"cpu": guess, "cuda": guess})
+    cut = plan((little,), wanted)
+    assert isinstance(cut, Placed) and cut.estimate.total_bytes == little.usable_bytes
+    assert node_of(plan((little, roomy), wanted)) == "b", "all of it where that is to be had"
+    never = plan((DeviceView("a", "a", "cpu", "cpu", 2 * GIB),), wanted)
+    assert isinstance(never, NoRoom) and never.permanent
+
+
+def test_a_gang_is_placed_whole_or_not_at_all_and_on_one_machine_where_that_goes() -> None:
+    def machine(name: str, free: int, gpus: int = 4) -> list[DeviceView]:
+        taken = [0] * free + [70 * GIB] * (gpus - free)
+        return [DeviceView(name, name, f"cuda:{i}", "cuda", 80 * GIB, promised_bytes=t) for i, t in enumerate(taken)]
+
+    share = Need("cuda", {"cpu": Estimate(20 * GIB, 0, 0), "cuda": Estimate(20 * GIB, 0, 0)})
+    whole = plan_gang([*machine("a", 4), *machine("b", 2), *machine("c", 3)], share, 2)
+    assert isinstance(whole, tuple) and {rank.node for rank in whole} == {"b"}, "the machine it leaves least of"
+    assert len({rank.spot for rank in whole}) == 2
+    over = plan_gang([*machine("a", 1), *machine("b", 2), *machine("c", 3)], share, 5)
+    assert isinstance(over, tuple) and [rank.node for rank in over] == ["c"] * 3 + ["b"] * 2, "as few as it takes"
+    waits = plan_gang([*machine("a", 1), *machine("b", 2)], share, 4)
+    assert isinstance(waits, NoRoom) and not waits.permanent, "three of four places are none"
+    never = plan_gang(machine("a", 4), share, 5)
+    assert isinstance(never, NoRoom) and never.permanent and "only 4 of the 4 devices" in never.message
+
+
+@given(fleets(), st.lists(st.tuples(DEVICE, BYTES, st.integers(0, 9), st.booleans()), max_size=25))
+def test_the_fleet_answers_what_the_planner_answers(
+    devices: tuple[DeviceView, ...], asked: list[tuple[str, int, int, bool]]
+) -> None:
+    fleet = Fleet(devices)
+    for device, size, pick, is_new in asked:
+        views = list(fleet.all())
+        own = {} if is_new or not views else {views[pick % len(views)].spot: 1}
+        cached = frozenset(view.node_id for view in views[: pick % 3])
+        seen = [dataclasses.replace(v, of_endpoint=own.get(v.spot, 0), cached=v.node_id in cached) for v in fleet.all()]
+        wanted = need(device, size)
+        answer = fleet.place(wanted, own, cached)
+        assert answer == plan(seen, wanted)
+        if isinstance(answer, Placed):
+            few = fleet.beside(answer, wanted, own, cached, 3)
+            assert plan(few, wanted) == answer, "a decision is stored with few of many"
+            fleet.take(answer.spot, answer.estimate.total_bytes, works=pick % 2)
+
+
+def test_copies_on_one_processor_share_its_cores() -> None:
+    cpu = DeviceView("a", "a", "cpu", "cpu", GIB, cpus=8)
+    assert [threads_for(cpu, copies) for copies in (1, 2, 3, 20)] == [0, 4, 2, 1]
+    assert threads_for(DeviceView("a", "a", "cuda:0", "cuda", GIB, cpus=8), 2) == 0
 
 
 def test_what_does_not_fit_is_told_in_numbers_and_with_the_next_step() -> None:

@@ -1,0 +1,285 @@
+"""Reads what a round of placing needs from rows, in a fixed number of queries however large the fleet is. Changes
+nothing, decides nothing."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import get_args
+from uuid import UUID
+
+import msgspec
+from sqlalchemy import case, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from control_plane.catalog.quantization import DeviceKind
+from control_plane.db.clock import db_now
+from control_plane.endpoints import life, measured
+from control_plane.endpoints.specs import RevisionSpec
+from control_plane.endpoints.states import ENDED, is_coming, serves
+from control_plane.endpoints.tables import DemandTable, EndpointTable, GatewayTable, ReplicaTable, RevisionTable
+from control_plane.nodes.tables import NodeTable
+from control_plane.placement.eviction import Resident, Standing, arrivals_per_s
+from control_plane.placement.planner import DeviceView, Need, Spot
+from control_plane.placement.rollout import Copy, Steps, next_steps
+from control_plane.placement.rounds import WEIGHT, Want
+from data_plane.wire.fleet import Device
+
+KINDS: tuple[DeviceKind, ...] = get_args(DeviceKind)
+HEARD_S = 12.0
+"""A gateway that was silent for longer says nothing of what is idle."""
+START_S = 3.0
+"""What a start is taken to cost before one was seen."""
+CACHED_DAYS = 7
+
+
+@dataclass
+class Askew:
+    """An endpoint whose replicas are not as desired, and what brings them nearer."""
+
+    id: UUID
+    generation: int
+    spec: RevisionSpec
+    steps: Steps
+
+
+@dataclass
+class Picture:
+    """All of it, at one time (Unix seconds)."""
+
+    now: float = 0.0
+    askew: list[Askew] = field(default_factory=list[Askew])
+    wants: list[Want] = field(default_factory=list[Want])
+    devices: list[DeviceView] = field(default_factory=list[DeviceView])
+    residents: list[Resident] = field(default_factory=list[Resident])
+
+
+@dataclass(frozen=True)
+class Work:
+    """What gateways say of an endpoint: None where none is heard."""
+
+    has_work: bool | None
+    idle_s: float | None
+
+
+async def askew(session: AsyncSession) -> list[UUID]:
+    """Endpoints whose current replicas are not as many as desired, or that still have others; longest waiting first."""
+    run = (ReplicaTable.intent == "run") & ReplicaTable.status.not_in(ENDED)
+    stays = (ReplicaTable.generation == EndpointTable.revision) & NodeTable.draining.is_(False)
+    current = func.count(case((run & stays, 1)))
+    old = func.count(case((run & ~stays, 1)))
+    query = (
+        select(EndpointTable.id)
+        .outerjoin(ReplicaTable, (ReplicaTable.endpoint_id == EndpointTable.id) & run)
+        .outerjoin(NodeTable, NodeTable.id == ReplicaTable.node_id)
+        .group_by(EndpointTable.id)
+        .having((current != EndpointTable.desired) | (old > 0))
+        .order_by(EndpointTable.asked_at, EndpointTable.id)
+    )
+    return list((await session.execute(query)).scalars())
+
+
+async def picture(session: AsyncSession, ids: Sequence[UUID]) -> Picture:
+    """What is to be done for the endpoints `ids`, and, where any of them lacks a replica, the fleet."""
+    moment = await db_now(session)
+    seen = Picture(moment.timestamp())
+    query = (
+        select(EndpointTable, RevisionTable.spec)
+        .join(
+            RevisionTable,
+            (RevisionTable.endpoint_id == EndpointTable.id) & (RevisionTable.number == EndpointTable.revision),
+        )
+        .where(EndpointTable.id.in_(ids))
+    )
+    rows = [(row, msgspec.convert(spec, RevisionSpec)) for row, spec in await session.execute(query)]
+    alive = await _alive(session, ids)
+    left = await drained(session)
+    for row, spec in rows:
+        copies = [copy_of(replica, left) for replica in alive[row.id]]
+        steps = next_steps(copies, row.desired, row.revision, may_start=row.retry_at is None)
+        seen.askew.append(Askew(row.id, row.revision, spec, steps))
+    lacking = {each.id: each.steps.start for each in seen.askew if each.steps.start}
+    if lacking:
+        await _read_fleet(session, seen, moment)
+        wanted = [(row, spec) for row, spec in rows if row.id in lacking]
+        excess = await measured.excess(session, {spec.artifact for _, spec in wanted})
+        cached = await _cached(session, {spec.artifact for _, spec in wanted})
+        by_id = {each.replica_id: each for each in seen.residents}
+        for row, spec in wanted:
+            seen.wants.append(_want(row, spec, lacking[row.id], alive[row.id], excess, cached, by_id))
+    return seen
+
+
+async def drained(session: AsyncSession) -> dict[UUID, str]:
+    """The names of the nodes that are to be left."""
+    query = select(NodeTable.id, NodeTable.name).where(NodeTable.draining, NodeTable.removed_at.is_(None))
+    return {node_id: name for node_id, name in await session.execute(query)}
+
+
+def copy_of(row: ReplicaTable, left: Mapping[UUID, str]) -> Copy:
+    """What rollout.py needs of a replica; `left`: the nodes that are drained."""
+    facts = (str(row.id), row.generation, row.status, row.intent, row.created_at.timestamp())
+    return Copy(*facts, leaves=left.get(row.node_id))
+
+
+def need_of(spec: RevisionSpec, excess: dict[tuple[str, DeviceKind], int]) -> Need:
+    """What a replica of it takes on each kind of device, by estimate and by what was measured."""
+    return Need(spec.device, {kind: spec.estimate(kind, excess.get((spec.artifact, kind), 0)) for kind in KINDS})
+
+
+async def fleet(session: AsyncSession) -> Picture:
+    """The devices and all that holds memory on them, whoever wants what."""
+    moment = await db_now(session)
+    seen = Picture(moment.timestamp())
+    await _read_fleet(session, seen, moment)
+    return seen
+
+
+def _want(
+    row: EndpointTable,
+    spec: RevisionSpec,
+    missing: int,
+    alive: list[ReplicaTable],
+    excess: dict[tuple[str, DeviceKind], int],
+    cached: dict[str, set[str]],
+    residents: dict[str, Resident],
+) -> Want:
+    views = [(replica, life.view(replica)) for replica in alive]
+    own: dict[Spot, int] = defaultdict(int)
+    for replica, view in views:
+        if serves(view) or is_coming(view):
+            own[(str(replica.node_id), replica.device)] += 1
+    parked = [
+        residents[str(replica.id)]
+        for replica, _ in views
+        if str(replica.id) in residents
+        and residents[str(replica.id)].standing == "parked"
+        and replica.generation == row.revision
+    ]
+    return Want(
+        endpoint_id=str(row.id),
+        endpoint=row.name,
+        need=need_of(spec, excess),
+        missing=missing,
+        desired=row.desired,
+        asked_at=(row.asked_at or row.created_at).timestamp(),
+        priority=row.priority,
+        is_first=not own,
+        own=dict(own),
+        cached=frozenset(cached.get(spec.artifact, ())),
+        parked=tuple(parked),
+    )
+
+
+async def _alive(session: AsyncSession, ids: Sequence[UUID]) -> dict[UUID, list[ReplicaTable]]:
+    query = select(ReplicaTable).where(ReplicaTable.endpoint_id.in_(ids), ReplicaTable.status.not_in(ENDED))
+    found: dict[UUID, list[ReplicaTable]] = {endpoint_id: [] for endpoint_id in ids}
+    for row in (await session.execute(query.order_by(ReplicaTable.created_at))).scalars():
+        found[row.endpoint_id].append(row)
+    return found
+
+
+async def _cached(session: AsyncSession, artifacts: set[str]) -> dict[str, set[str]]:
+    """Nodes that have run each artifact, and so have it."""
+    digest = ReplicaTable.spec["artifact"].astext
+    since = func.clock_timestamp() - timedelta(days=CACHED_DAYS)
+    query = select(digest, ReplicaTable.node_id).where(digest.in_(artifacts), ReplicaTable.ready_at > since).distinct()
+    found: dict[str, set[str]] = defaultdict(set)
+    for artifact, node_id in await session.execute(query):
+        found[artifact].add(str(node_id))
+    return found
+
+
+async def _read_fleet(session: AsyncSession, seen: Picture, moment: datetime) -> None:
+    query = (
+        select(ReplicaTable, EndpointTable)
+        .join(EndpointTable, EndpointTable.id == ReplicaTable.endpoint_id)
+        .where(ReplicaTable.status.not_in(ENDED))
+        .order_by(ReplicaTable.id)
+    )
+    there = [(replica, endpoint) for replica, endpoint in await session.execute(query)]
+    work = await work_of(session, {endpoint.id for _, endpoint in there}, moment)
+    above = _above_min([(replica, endpoint) for replica, endpoint in there])
+    seen.residents = [
+        _resident(replica, endpoint, work[endpoint.id], above[endpoint.id] > 0, moment) for replica, endpoint in there
+    ]
+    promised: dict[Spot, int] = defaultdict(int)
+    busy: dict[Spot, int] = defaultdict(int)
+    for each in seen.residents:
+        promised[each.spot] += each.holds_bytes
+        busy[each.spot] += each.standing == "coming" or (each.standing == "ready" and each.has_work is not False)
+    takes = NodeTable.status == "ready", NodeTable.cordoned.is_(False), NodeTable.removed_at.is_(None)
+    nodes = list((await session.execute(select(NodeTable).where(*takes))).scalars())
+    # what came back from silence a moment ago gets nothing new yet, unless there is nothing else
+    steady = [node for node in nodes if node.steady_at is None or node.steady_at <= moment]
+    for node in steady or nodes:
+        for device in msgspec.convert(node.devices, tuple[Device, ...]):
+            name = "cpu" if device.kind == "cpu" else f"cuda:{device.index}"
+            spot = (str(node.id), name)
+            fact = (node.name, name, device.kind, device.memory_bytes, promised[spot])
+            seen.devices.append(DeviceView(str(node.id), *fact, busy=busy[spot], cpus=node.cpus))
+
+
+def _above_min(there: list[tuple[ReplicaTable, EndpointTable]]) -> dict[UUID, int]:
+    """How many replicas each endpoint has beyond its minimum."""
+    counts: dict[UUID, int] = {}
+    for replica, endpoint in there:
+        view = life.view(replica)
+        counts.setdefault(endpoint.id, -endpoint.min_replicas)
+        counts[endpoint.id] += serves(view) or is_coming(view)
+    return counts
+
+
+async def work_of(session: AsyncSession, ids: set[UUID], moment: datetime) -> dict[UUID, Work]:
+    """What the gateways that are heard say of each endpoint."""
+    since = moment - timedelta(seconds=HEARD_S)
+    heard = select(GatewayTable.name).where(GatewayTable.heard_at > since)
+    alive = set((await session.execute(heard)).scalars())
+    query = select(
+        DemandTable.endpoint_id,
+        func.coalesce(
+            func.sum(case((DemandTable.gateway.in_(alive), DemandTable.running + DemandTable.waiting), else_=0)), 0
+        ),
+        func.max(DemandTable.last_work_at),
+    ).where(DemandTable.endpoint_id.in_(ids))
+    rows = {
+        each: (int(count), at) for each, count, at in await session.execute(query.group_by(DemandTable.endpoint_id))
+    }
+    found: dict[UUID, Work] = {}
+    for endpoint_id in ids:
+        count, at = rows.get(endpoint_id, (0, None))
+        idle_s = None if at is None else max(0.0, (moment - at).total_seconds())
+        found[endpoint_id] = Work(count > 0 if alive else None, idle_s)
+    return found
+
+
+def _resident(replica: ReplicaTable, endpoint: EndpointTable, work: Work, may_go: bool, moment: datetime) -> Resident:
+    standing = _standing(replica)
+    kv_bytes = int(replica.spec.get("kv_cache_bytes", 0))
+    since = endpoint.last_ready_at if standing == "ready" and endpoint.last_ready_at else replica.ready_at
+    return Resident(
+        replica_id=str(replica.id),
+        endpoint_id=str(endpoint.id),
+        endpoint=endpoint.name,
+        spot=(str(replica.node_id), replica.device),
+        standing=standing,
+        holds_bytes=replica.promised_bytes - (kv_bytes if standing == "parked" else 0),
+        kv_bytes=kv_bytes if standing == "parked" else 0,
+        has_work=work.has_work,
+        ready_for_s=None if since is None else max(0.0, (moment - since).total_seconds()),
+        idle_s=work.idle_s,
+        arrivals_per_s=arrivals_per_s(work.idle_s),
+        restore_s=endpoint.start_s or START_S,
+        weight=WEIGHT.get(endpoint.priority, 1.0),
+        may_go=may_go,
+    )
+
+
+def _standing(replica: ReplicaTable) -> Standing:
+    if replica.intent in ("drain", "stop"):
+        return "leaving"
+    if replica.status == "parked":
+        return "parked" if replica.intent == "park" else "coming"
+    if replica.status == "ready":
+        return "leaving" if replica.intent == "park" else "ready"
+    return "coming"
