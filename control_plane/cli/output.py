@@ -21,6 +21,7 @@ _STATE_STYLES = {
     "queued": "yellow",
     "draining": "yellow",
     "zero": "dim",
+    "parked": "dim",
     "failed": "red",
     "lost": "red",
 }

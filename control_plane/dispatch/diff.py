@@ -11,7 +11,9 @@ from data_plane.wire.fleet import Intent, ObservedReplica, ReplicaPhase, StartFa
 
 PICK_UP_S = 30.0
 """A node that reports, and has not begun with a replica after this long, will not."""
-BEFORE_ENDING: tuple[ReplicaPhase, ...] = ("placing", "starting", "loading", "warming", "ready", "draining")
+BEFORE_ENDING: tuple[ReplicaPhase, ...] = (
+    "placing", "starting", "loading", "warming", "ready", "parked", "draining"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def _judge(want: Wanted, found: ObservedReplica | None) -> Change | None:
             )
         return Ended(want.id, found, None)
     ahead = BEFORE_ENDING.index(found.phase) > BEFORE_ENDING.index(want.status)
-    return Seen(want.id, found, found.phase if ahead else None)
+    unparked = want.status == "parked" and found.phase == "ready"
+    return Seen(want.id, found, found.phase if ahead or unparked else None)
 
 
 def _judge_absent(want: Wanted) -> Change | None:

@@ -34,6 +34,7 @@ PHASE_REASONS: dict[ReplicaPhase, str] = {
     "loading": "The runner loads its weights.",
     "warming": "The runner warms up.",
     "ready": "The runner is ready.",
+    "parked": "The runner keeps its weights and has given its KV memory back.",
     "draining": "The runner finishes its requests and takes no more.",
 }
 

@@ -143,7 +143,9 @@ async def move(session: AsyncSession, held: Held, replica: ReplicaTable, to: Rep
     before = replica.status
     replica.status = transition(str(replica.id), replica.status, to)
     replica.reason = reason
-    if to == "ready":
+    if to == "ready" and before == "parked":
+        held.endpoint.last_ready_at = held.now
+    elif to == "ready":
         await _became_ready(session, held, replica)
     elif before == "placing" and "place" not in replica.spans:
         replica.spans = {**replica.spans, "place": _seconds(replica.created_at, held.now)}
@@ -186,12 +188,34 @@ async def learned_start_s(session: AsyncSession, replica: ReplicaTable) -> float
 
 async def release(session: AsyncSession, held: Held, replica: ReplicaTable, reason: str) -> None:
     """No new requests for it: it drains if it serves, and is stopped if it never did."""
-    if replica.intent != "run":
+    if replica.intent not in ("run", "park"):
         return
     replica.intent = "drain" if replica.status == "ready" else "stop"
     replica.released_at = held.now
     replica.reason = reason
     await _tell(session, held, replica, "draining" if replica.intent == "drain" else "stopping", reason, {})
+    await settle(session, held, reason)
+    await ring(session, f"node:{replica.node_id}")
+
+
+async def park(session: AsyncSession, held: Held, replica: ReplicaTable, reason: str) -> None:
+    """It keeps its process and its weights, and gives back its KV memory as soon as it has nothing to do."""
+    if replica.intent != "run" or replica.status != "ready":
+        return
+    replica.intent = "park"
+    replica.reason = reason
+    await _tell(session, held, replica, "parking", reason, {})
+    await settle(session, held, reason)
+    await ring(session, f"node:{replica.node_id}")
+
+
+async def unpark(session: AsyncSession, held: Held, replica: ReplicaTable, reason: str) -> None:
+    """A parked replica shall serve again. The caller has seen to it that its ordinal is free and its memory there."""
+    if replica.intent != "park":
+        return
+    replica.intent = "run"
+    replica.reason = reason
+    await _tell(session, held, replica, "unparking", reason, {})
     await settle(session, held, reason)
     await ring(session, f"node:{replica.node_id}")
 

@@ -14,19 +14,22 @@ from data_plane.wire.routes import EndpointState
 PHASES: tuple[ReplicaPhase, ...] = get_args(ReplicaPhase)
 STARTING: tuple[ReplicaPhase, ...] = ("placing", "starting", "loading", "warming")
 """Phases on the way to ready, in their order."""
+COMING: tuple[ReplicaPhase, ...] = (*STARTING, "parked")
+"""The same, and one that only has to take its KV memory again: the nearest to ready."""
 ENDED: tuple[ReplicaPhase, ...] = ("stopped", "failed")
 
 LEGAL: dict[ReplicaPhase, frozenset[ReplicaPhase]] = {
-    "placing": frozenset({"starting", "loading", "warming", "ready", "draining", "stopped", "failed"}),
-    "starting": frozenset({"loading", "warming", "ready", "draining", "stopped", "failed"}),
-    "loading": frozenset({"warming", "ready", "draining", "stopped", "failed"}),
-    "warming": frozenset({"ready", "draining", "stopped", "failed"}),
-    "ready": frozenset({"draining", "stopped", "failed"}),
+    "placing": frozenset({"starting", "loading", "warming", "ready", "parked", "draining", "stopped", "failed"}),
+    "starting": frozenset({"loading", "warming", "ready", "parked", "draining", "stopped", "failed"}),
+    "loading": frozenset({"warming", "ready", "parked", "draining", "stopped", "failed"}),
+    "warming": frozenset({"ready", "parked", "draining", "stopped", "failed"}),
+    "ready": frozenset({"parked", "draining", "stopped", "failed"}),
+    "parked": frozenset({"ready", "draining", "stopped", "failed"}),
     "draining": frozenset({"stopped", "failed"}),
     "stopped": frozenset(),
     "failed": frozenset(),
 }
-"""A report may have missed phases, so a replica may skip ahead; it never goes back and never rises again."""
+"""A report may have missed phases, so a replica may skip ahead. Only between ready and parked may it go back."""
 
 FAILED_STARTS_IN_A_ROW = 3
 """So many starts may end without a verdict (killed, lost) before the endpoint is failed."""
@@ -72,13 +75,18 @@ def serves(replica: ReplicaView) -> bool:
 
 
 def is_coming(replica: ReplicaView) -> bool:
-    """Whether it is on its way to serve."""
-    return replica.status in STARTING and replica.intent == "run"
+    """Whether it is on its way to serve. A parked one is, once it was told to run again."""
+    return replica.status in COMING and replica.intent == "run"
+
+
+def is_parked(replica: ReplicaView) -> bool:
+    """Whether it holds memory for its weights, serves nobody and is not coming."""
+    return replica.status == "parked" and replica.intent == "park"
 
 
 def endpoint_state(desired: int, replicas: Iterable[ReplicaView], *, failed: bool) -> EndpointState:
     """The one word for an endpoint. `failed`: its circuit is open, no start is to be tried for now."""
-    present = [replica for replica in replicas if replica.status not in ENDED]
+    present = [replica for replica in replicas if replica.status not in ENDED and not is_parked(replica)]
     if any(serves(replica) for replica in present):
         return "live"
     if any(is_coming(replica) for replica in present):
@@ -92,8 +100,8 @@ def endpoint_state(desired: int, replicas: Iterable[ReplicaView], *, failed: boo
 
 def waking_phase(replicas: Iterable[ReplicaView]) -> ReplicaPhase:
     """How far the most advanced coming replica is; `placing` where there is none yet."""
-    coming = [STARTING.index(replica.status) for replica in replicas if is_coming(replica)]
-    return STARTING[max(coming, default=0)]
+    coming = [COMING.index(replica.status) for replica in replicas if is_coming(replica)]
+    return COMING[max(coming, default=0)]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from data_plane.wire.fleet import Intent, ReplicaPhase
 
 SURGE = 1
 SURPLUS = "There are more replicas than desired."
-STARTING: tuple[ReplicaPhase, ...] = ("placing", "starting", "loading", "warming")
+COMING: tuple[ReplicaPhase, ...] = ("placing", "starting", "loading", "warming", "parked")
+"""A parked one comes once it was told to run again."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Copy:
     @property
     def counts(self) -> bool:
         """Whether it serves or is coming to serve."""
-        return self.intent == "run" and self.status in (*STARTING, "ready")
+        return self.intent == "run" and self.status in (*COMING, "ready")
 
     @property
     def ready(self) -> bool:

@@ -6,8 +6,9 @@ import msgspec
 
 from data_plane.wire.keys import KeyRecord
 
-ReplicaPhase = Literal["placing", "starting", "loading", "warming", "ready", "draining", "stopped", "failed"]
-Intent = Literal["run", "drain", "stop"]
+ReplicaPhase = Literal["placing", "starting", "loading", "warming", "ready", "parked", "draining", "stopped", "failed"]
+"""`parked`: its process and its weights are kept, its KV cache is given back, and it serves nobody until it runs."""
+Intent = Literal["run", "park", "drain", "stop"]
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -60,7 +61,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
 
 
 class DesiredReplica(msgspec.Struct, frozen=True):
-    """One replica that the node must run, drain or stop."""
+    """One replica that the node must run, park, drain or stop. One that has no process is not started to be parked."""
 
     id: str
     endpoint: str

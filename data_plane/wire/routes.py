@@ -30,7 +30,7 @@ class EndpointRoute(msgspec.Struct, frozen=True):
     max_model_len: int
     replicas: tuple[ReplicaRoute, ...] = ()
     phase: str | None = None
-    """While waking: placing, starting, loading or warming."""
+    """While waking: placing, starting, loading, warming or parked (it was told to run again)."""
     eta_s: float | None = None
     """While waking: seconds that such starts take (the median of the last), less what has passed. None: never seen."""
     reason: str | None = None

@@ -10,7 +10,7 @@ from data_plane.wire.fleet import Intent, ObservedReplica, ReplicaPhase, StartFa
 ALIVE: st.SearchStrategy[ReplicaPhase] = st.sampled_from(
     [phase for phase in PHASES if phase not in ("stopped", "failed")]
 )
-INTENT: st.SearchStrategy[Intent] = st.sampled_from(["run", "drain", "stop"])
+INTENT: st.SearchStrategy[Intent] = st.sampled_from(["run", "park", "drain", "stop"])
 IDS = st.lists(st.sampled_from("abcdef"), unique=True)
 
 
@@ -73,3 +73,11 @@ def test_the_agents_reason_is_kept_and_one_is_found_where_there_is_none() -> Non
     )
     (stopped,) = compare([want("ready")], [ObservedReplica("a", 1, "stopped")])
     assert isinstance(stopped, Ended) and stopped.failure is not None
+
+
+def test_a_replica_is_parked_and_runs_again_as_it_is_reported() -> None:
+    parked, ready = ObservedReplica("a", 1, "parked"), ObservedReplica("a", 1, "ready")
+    assert compare([want("ready", "park")], [parked]) == (Seen("a", parked, "parked"),)
+    assert compare([want("parked", "run")], [ready]) == (Seen("a", ready, "ready"),)
+    assert compare([want("parked", "park")], [parked]) == (Seen("a", parked, None),)
+    assert compare([want("parked", "park")], []) == (Ended("a", None, None),), "nobody asked for it: no failure"

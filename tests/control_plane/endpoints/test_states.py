@@ -9,7 +9,7 @@ from control_plane.endpoints.states import Circuit, IllegalMove, ReplicaView
 from data_plane.wire.fleet import Intent, ReplicaPhase
 
 PHASE = st.sampled_from(states.PHASES)
-VIEWS = st.lists(st.builds(ReplicaView, PHASE, st.sampled_from(("run", "drain", "stop"))), max_size=6)
+VIEWS = st.lists(st.builds(ReplicaView, PHASE, st.sampled_from(("run", "park", "drain", "stop"))), max_size=6)
 
 
 @given(st.lists(PHASE, max_size=12))
@@ -23,8 +23,10 @@ def test_whatever_is_reported_a_replica_only_goes_forward(reported: list[Replica
         else:
             with pytest.raises(IllegalMove, match=f"Replica r is {status} and cannot become {phase}"):
                 states.transition("r", status, phase)
-    order = [states.PHASES.index(phase) for phase in history]
-    assert order == sorted(set(order)), "never back, never twice"
+    woken = [phase for before, phase in zip(["placing", *history], history, strict=False) if before == "parked"]
+    assert set(woken) <= {"ready", "draining", "stopped", "failed"}
+    order = [states.PHASES.index(phase) for phase in history if phase not in ("ready", "parked")]
+    assert order == sorted(set(order)), "never back, never twice, but between ready and parked"
     assert sum(phase in states.ENDED for phase in history) <= 1, "ends once"
 
 
@@ -45,7 +47,7 @@ def test_an_endpoint_is_live_exactly_when_something_serves(
     state = states.endpoint_state(desired, views, failed=failed)
     assert (state == "live") == any(states.serves(view) for view in views)
     if state == "zero":
-        assert desired == 0 and all(view.status in states.ENDED for view in views)
+        assert desired == 0 and all(view.status in states.ENDED or states.is_parked(view) for view in views)
     if state == "waking":
         assert desired > 0 or any(states.is_coming(view) for view in views)
     if state == "failed":
@@ -65,6 +67,10 @@ def test_an_endpoint_is_live_exactly_when_something_serves(
         (1, [("failed", "run")], True, "failed"),
         (1, [("ready", "drain"), ("loading", "run")], False, "waking"),
         (2, [("ready", "run")], True, "live"),
+        (0, [("parked", "park")], False, "zero"),
+        (1, [("parked", "park")], False, "waking"),
+        (0, [("ready", "park")], False, "draining"),
+        (1, [("parked", "run")], False, "waking"),
     ],
 )
 def test_the_words_one_by_one(desired: int, views: list[tuple[ReplicaPhase, Intent]], failed: bool, state: str) -> None:
@@ -75,6 +81,8 @@ def test_the_phase_of_waking_is_the_most_advanced() -> None:
     assert states.waking_phase([]) == "placing"
     assert states.waking_phase([ReplicaView("starting", "run"), ReplicaView("warming", "run")]) == "warming"
     assert states.waking_phase([ReplicaView("warming", "drain"), ReplicaView("starting", "run")]) == "starting"
+    assert states.waking_phase([ReplicaView("parked", "run"), ReplicaView("warming", "run")]) == "parked"
+    assert states.waking_phase([ReplicaView("parked", "park"), ReplicaView("loading", "run")]) == "loading"
 
 
 def test_a_fatal_start_opens_the_circuit_at_once_and_longer_each_time() -> None:
