@@ -18,9 +18,11 @@ from control_plane.autoscaler.loop import AutoscalerLoop
 from control_plane.catalog.controller import ModelsController
 from control_plane.db.bells import Bells
 from control_plane.db.loop import Leader, Loop
+from control_plane.db.metrics import STORE
 from control_plane.db.session import Database
 from control_plane.dispatch.controller import AgentsController, NodesController
 from control_plane.dispatch.loop import DispatchLoop
+from control_plane.dispatch.service import ReportOrder
 from control_plane.endpoints.controller import EndpointsController, ReplicasController
 from control_plane.endpoints.gateway_controller import GatewaysController
 from control_plane.endpoints.metrics import FLEET
@@ -87,6 +89,8 @@ def create_app(settings: Settings, *, extra_loops: Sequence[Loop] = (), leads: b
     leader = Leader(database, bells, settings.instance, [*loops(settings), *extra_loops])
     measured = telemetry.Metrics(leader)
     measured.registry.register(FLEET)
+    measured.registry.register(STORE)
+    report_order = ReportOrder()
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncGenerator[None]:
@@ -115,6 +119,7 @@ def create_app(settings: Settings, *, extra_loops: Sequence[Loop] = (), leads: b
             "database": Provide(lambda: database, sync_to_thread=False),
             "bells": Provide(lambda: bells, sync_to_thread=False),
             "settings": Provide(lambda: settings, sync_to_thread=False),
+            "report_order": Provide(lambda: report_order, sync_to_thread=False),
             "metrics_of_app": Provide(lambda: measured, sync_to_thread=False),
         },
         exception_handlers={Exception: render},

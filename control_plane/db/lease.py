@@ -40,9 +40,10 @@ _FENCE = text("""
     select epoch, holder, set_config('idle_in_transaction_session_timeout', :idle_ms, true)
       from leases where name = :name for share
 """)
-_TIMELINE = "('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int::bigint"
-_HISTORY = text(f"""
-    with now as (select {_TIMELINE} as timeline),
+_HISTORY = text("""
+    with now as (
+             select ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int::bigint as timeline
+         ),
          known as (select epoch from leases where name = :name),
          kept as (
              insert into leases (name, holder, epoch, expires_at)
@@ -117,8 +118,3 @@ async def history(session: AsyncSession) -> History:
     """Looks, and keeps what it saw. Raises what the driver raises where the server has no such functions."""
     timeline, known, now = (await session.execute(_HISTORY, {"name": HISTORY})).one()
     return History(timeline, known, now)
-
-
-async def timeline(session: AsyncSession) -> int:
-    """PostgreSQL's count of promotions, now."""
-    return (await session.execute(text(f"select {_TIMELINE}"))).scalar_one()

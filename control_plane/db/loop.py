@@ -131,9 +131,7 @@ class Leader:
             self.epoch = epoch
             self._lost.clear()
             await self._lead(
-                Leadership(
-                    self._database, epoch, holder=self._instance, expiry_s=self._expiry_s, recovered=recovered
-                )
+                Leadership(self._database, epoch, holder=self._instance, expiry_s=self._expiry_s, recovered=recovered)
             )
             self.epoch = None
             log.warning("leadership_lost", instance=self._instance, epoch=epoch)
@@ -155,15 +153,11 @@ class Leader:
             return None
 
     async def _was_taken_over(self) -> bool:
-        """Whether the database is another server than when this process began to lead; where that cannot be known, not."""
+        """Whether the database is another server than when this process began to lead, as far as can be known."""
         if self._timeline is None:
             return False
-        try:
-            async with self._database.transaction() as session:
-                return await lease.timeline(session) != self._timeline
-        except Exception as error:  # noqa: BLE001 - unreachable just now: the renewal says so, too
-            log.warning("history_unknown", error=str(error).splitlines()[:1])
-            return False
+        history = await self._history()
+        return history is not None and history.timeline != self._timeline
 
     async def _lead(self, leadership: Leadership) -> None:
         tasks = [asyncio.create_task(self._loop(loop, leadership), name=loop.name) for loop in self._loops]

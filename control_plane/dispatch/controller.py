@@ -39,9 +39,15 @@ class AgentsController(Controller):
         return await until_changed(database, bells, topics, read, version=version, wait_s=wait)
 
     @post("/{node_id:uuid}/report", opt=NODE, status_code=204, summary="A node's report and heartbeat")
-    async def report(self, session: RequestSession, node_id: FromPath[UUID], data: JSONBody[NodeReport]) -> None:
+    async def report(
+        self,
+        session: RequestSession,
+        report_order: NamedDependency[service.ReportOrder],
+        node_id: FromPath[UUID],
+        data: JSONBody[NodeReport],
+    ) -> None:
         """409: another agent of this name has registered. 404: register first."""
-        await service.take_report(session, node_id, data)
+        await service.take_report(session, node_id, data, report_order)
 
 
 class NodesController(Controller):

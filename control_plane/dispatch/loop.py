@@ -15,6 +15,7 @@ from control_plane.dispatch import service
 from control_plane.endpoints import metrics
 from control_plane.endpoints.states import ENDED, PHASES
 from control_plane.endpoints.tables import DemandTable, EndpointTable, ReplicaTable
+from control_plane.events.service import record
 from control_plane.nodes import service as nodes
 from control_plane.nodes.tables import NodeTable
 
@@ -40,12 +41,19 @@ class DispatchLoop:
 
     def __init__(self, *, lost_s: float = LOST_S, grace_s: float = GRACE_S) -> None:
         self._lost_s = lost_s
+        self._grace_s = grace_s
         self._hears_since = time.monotonic() + grace_s
+        self._ticked_at = time.monotonic()
+        self._told_epoch: int | None = None
         self._cleaned_at = time.monotonic()
 
     async def tick(self, leadership: Leadership) -> float | None:
         """One round."""
         started = time.perf_counter()
+        if time.monotonic() - self._ticked_at > self._lost_s / 2:
+            # this process was stopped, or the database did not answer: nobody could be heard
+            self._hears_since = time.monotonic() + self._grace_s
+        await self._tell_of_recovery(leadership)
         if time.monotonic() >= self._hears_since:
             await self._judge_nodes(leadership)
         await _stop_long_drains(leadership)
@@ -54,8 +62,24 @@ class DispatchLoop:
         if time.monotonic() - self._cleaned_at > CLEAN_EVERY_S:
             await _clean(leadership)
             self._cleaned_at = time.monotonic()
+        self._ticked_at = time.monotonic()
         metrics.LOOP_SECONDS.labels(self.name).observe(time.perf_counter() - started)
         return None
+
+    async def _tell_of_recovery(self, leadership: Leadership) -> None:
+        """Once, where another PostgreSQL server has taken over: it may lack writes that nodes know of."""
+        recovered = leadership.recovered
+        if recovered is None or leadership.epoch == self._told_epoch:
+            return
+        async with leadership.transaction() as session:
+            for node in (await session.execute(select(NodeTable).where(NodeTable.status == "ready"))).scalars():
+                reason = (
+                    f"Another PostgreSQL server has taken over (timeline {recovered.timeline}, before it "
+                    f"{recovered.known}). What it lacks is taken back from this node's next report; nothing is placed "
+                    "before that."
+                )
+                await record(session, node.tenant_id, "node", node.name, "recovering", reason)
+        self._told_epoch = leadership.epoch
 
     async def _judge_nodes(self, leadership: Leadership) -> None:
         silent_for = timedelta(seconds=self._lost_s)

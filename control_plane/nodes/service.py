@@ -3,10 +3,11 @@
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from control_plane.db import metrics
 from control_plane.db.bells import ring
 from control_plane.db.clock import db_now
 from control_plane.errors import Invalid, Missing, StaleEpoch
@@ -32,16 +33,28 @@ async def register(session: AsyncSession, tenant_id: UUID, node: NodeRegistratio
         "version": node.version,
         "last_seen_at": await db_now(session),
     }
+    before = await _epoch(session, tenant_id, node.name)
     free_bytes = max((device.memory_free_bytes for device in node.devices if device.kind == "cpu"), default=0)
-    new = insert(NodeTable).values(tenant_id=tenant_id, name=node.name, epoch=1, memory_free_bytes=free_bytes, **facts)
-    upsert = new.on_conflict_do_update(
-        index_elements=["tenant_id", "name"], set_={"epoch": NodeTable.epoch + 1, **facts}
+    first = {"tenant_id": tenant_id, "name": node.name, "epoch": node.epoch + 1, "memory_free_bytes": free_bytes}
+    upsert = insert(NodeTable).values({**first, **facts})
+    upsert = upsert.on_conflict_do_update(
+        index_elements=["tenant_id", "name"],
+        set_={"epoch": func.greatest(NodeTable.epoch, node.epoch) + 1, **facts},
     )
     node_id, epoch = (await session.execute(upsert.returning(NodeTable.id, NodeTable.epoch))).one()
     reason = f"Its agent registered from {node.host}."
     await record(session, tenant_id, "node", node.name, "ready", reason, {"epoch": epoch, "version": node.version})
+    if before < node.epoch:
+        metrics.DIVERGED.labels("epoch").inc()
+        reason = f"Its agent was given epoch {node.epoch}, and the database knew of {before}: it has lost writes."
+        await record(session, tenant_id, "node", node.name, "diverged", reason, {"known": before, "seen": node.epoch})
     await ring(session, "placement", f"node:{node_id}")
     return NodeWelcome(str(node_id), epoch)
+
+
+async def _epoch(session: AsyncSession, tenant_id: UUID, name: str) -> int:
+    query = select(NodeTable.epoch).where(NodeTable.tenant_id == tenant_id, NodeTable.name == name)
+    return (await session.execute(query)).scalar_one_or_none() or 0
 
 
 async def heard(session: AsyncSession, node_id: UUID, epoch: int, memory_free_bytes: int) -> NodeTable:
@@ -51,6 +64,7 @@ async def heard(session: AsyncSession, node_id: UUID, epoch: int, memory_free_by
     if row is None:
         raise Missing("node", str(node_id), "ebb nodes")
     if row.epoch != epoch:
+        metrics.STALE.labels("node").inc()
         raise StaleEpoch(f"node '{row.name}'", epoch)
     row.last_seen_at = await db_now(session)
     row.memory_free_bytes = max(0, memory_free_bytes)
@@ -81,6 +95,8 @@ def _check(node: NodeRegistration) -> None:
         raise Invalid(f"agent_url is '{node.agent_url[:80]}'; it must start with http:// or https://.", "agent_url")
     if not 1 <= len(node.devices) <= MOST_DEVICES:
         raise Invalid(f"A node has 1 to {MOST_DEVICES} devices, not {len(node.devices)}.", "devices")
+    if node.epoch < 0:
+        raise Invalid(f"epoch is {node.epoch}; it must be the one that was given, or 0.", "epoch")
     for device in node.devices:
         if device.memory_bytes < 0 or device.index < 0:
             raise Invalid(f"Device {device.name!r} has a negative size or index.", "devices")

@@ -2,6 +2,7 @@
 go. Knows nothing of load, nor of what agents do with its rows."""
 
 import time
+from datetime import datetime
 from uuid import UUID, uuid4
 
 import msgspec
@@ -22,6 +23,7 @@ from control_plane.placement.rollout import SURPLUS, Copy, next_steps
 from data_plane.wire.fleet import Device, StartFailure
 
 TICK_S = 5.0
+UNHEARD_S = 0.2
 
 
 class PlacementLoop:
@@ -35,6 +37,8 @@ class PlacementLoop:
         """Does what there is to do; the bell brings the next round at once."""
         started = time.perf_counter()
         async with leadership.database.transaction() as session:
+            if leadership.recovered is not None and await _unheard(session, leadership.recovered.now):
+                return UNHEARD_S  # a node may run what the database has forgotten: a second start would be in vain
             askew = await _askew(session)
         for endpoint_id in askew:
             async with leadership.transaction() as session:
@@ -43,6 +47,12 @@ class PlacementLoop:
                     await _settle_copies(session, held)
         metrics.LOOP_SECONDS.labels(self.name).observe(time.perf_counter() - started)
         return None
+
+
+async def _unheard(session: AsyncSession, since: datetime) -> bool:
+    """Whether some node has yet to say what it runs. One that stays silent counts as lost in the end."""
+    query = select(NodeTable.id).where(NodeTable.status == "ready", NodeTable.last_seen_at < since).limit(1)
+    return (await session.execute(query)).first() is not None
 
 
 async def _askew(session: AsyncSession) -> list[UUID]:

@@ -16,7 +16,7 @@ import structlog
 from data_plane.node import devices
 from data_plane.node.control import ControlClient, Refused, backoff_s
 from data_plane.node.fleet import Fleet
-from data_plane.wire.fleet import NodeRegistration, NodeReport, NodeWelcome
+from data_plane.wire.fleet import DesiredState, NodeRegistration, NodeReport, NodeWelcome
 
 log = structlog.get_logger()
 TROUBLE = (aiohttp.ClientError, TimeoutError, OSError, Refused, msgspec.DecodeError)
@@ -47,6 +47,8 @@ class Agent:
         self._registration = registration
         self._tempo = tempo
         self._welcome: NodeWelcome | None = None
+        self._epoch = 0
+        self._sequence = 0
         self._registering = asyncio.Lock()
         self._has_reported = asyncio.Event()
         self._fenced_at: deque[float] = deque(maxlen=FENCED_TIMES)
@@ -77,6 +79,8 @@ class Agent:
             welcome = await self._registered()
             try:
                 state = await self._client.desired(welcome.node_id, version, self._tempo.wait_s)
+                if state.version != version and self._fleet.drops(state):
+                    state = await self._confirmed(welcome)
                 attempt = 0
             except TROUBLE as error:
                 attempt = await self._trouble("desired", error, welcome, attempt)
@@ -91,15 +95,26 @@ class Agent:
                     continue
                 version = state.version
 
+    async def _confirmed(self, welcome: NodeWelcome) -> DesiredState:
+        """The desired state once the control plane has just been told what runs here: it does not name some of it, and
+        may have forgotten it (its database was replaced by one that lacks the last writes). Nothing stops for that."""
+        await self._tell(welcome)
+        return await self._client.desired(welcome.node_id, "", 0.0)
+
+    async def _tell(self, welcome: NodeWelcome) -> None:
+        self._sequence += 1
+        free_bytes = devices.memory().free_bytes
+        report = NodeReport(welcome.epoch, free_bytes, self._fleet.observed(), self._sequence)
+        await self._client.report(welcome.node_id, report)
+
     async def _report(self) -> None:
         attempt = 0
         while True:
             welcome = await self._registered()
             self._fleet.changed.clear()
             self._fleet.refresh()
-            report = NodeReport(welcome.epoch, devices.memory().free_bytes, self._fleet.observed())
             try:
-                await self._client.report(welcome.node_id, report)
+                await self._tell(welcome)
                 attempt = 0
                 self._has_reported.set()
             except TROUBLE as error:
@@ -114,7 +129,9 @@ class Agent:
             attempt = 0
             while self._welcome is None:
                 try:
-                    self._welcome = await self._client.register(self._registration)
+                    presented = msgspec.structs.replace(self._registration, epoch=self._epoch)
+                    self._welcome = await self._client.register(presented)
+                    self._epoch = self._welcome.epoch
                     log.info("node.registered", node=self._welcome.node_id, epoch=self._welcome.epoch)
                 except TROUBLE as error:
                     log.warning("node.not_registered", error=str(error) or type(error).__name__, attempt=attempt)

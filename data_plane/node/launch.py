@@ -60,6 +60,7 @@ def prepare(paths: NodePaths, desired: DesiredReplica, token: str, artifact_dir:
         generation=desired.generation,
         token=token,
         spawned_at=time.time(),
+        wanted=desired,
     )
     save(paths, record)
     paths.status(desired.id).unlink(missing_ok=True)  # of an earlier generation

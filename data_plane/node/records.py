@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from data_plane.wire.fleet import ObservedReplica
+from data_plane.wire.fleet import DesiredReplica, ObservedReplica
 from data_plane.wire.names import is_name
 
 Asked = Literal["run", "drain", "stop"]
@@ -34,6 +34,8 @@ class Record(msgspec.Struct, frozen=True):
     was_ready: bool = False
     ended: ObservedReplica | None = None
     """Its last report, once the process is gone."""
+    wanted: DesiredReplica | None = None
+    """What it was started for."""
 
 
 @dataclass(frozen=True, slots=True)

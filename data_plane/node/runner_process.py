@@ -113,6 +113,7 @@ class RunnerProcess:
             memory_bytes=self.memory_bytes,
             max_model_len=status.max_model_len if status else 0,
             spans=self._spans(),
+            wanted=self.record.wanted,
         )
 
     def running(self) -> Running:

@@ -32,6 +32,8 @@ class NodeRegistration(msgspec.Struct, frozen=True):
     cpus: int
     memory_bytes: int
     version: str
+    epoch: int = 0
+    """The last epoch that it was given, 0: none yet. The next one is greater, whatever the database has forgotten."""
 
 
 class NodeWelcome(msgspec.Struct, frozen=True):
@@ -68,6 +70,7 @@ class DesiredReplica(msgspec.Struct, frozen=True):
     generation: int
     intent: Intent
     spec: ReplicaSpec
+    endpoint_id: str = ""
 
 
 class DesiredState(msgspec.Struct, frozen=True):
@@ -99,6 +102,8 @@ class ObservedReplica(msgspec.Struct, frozen=True):
     max_model_len: int = 0
     spans: dict[str, float] = {}
     failure: StartFailure | None = None
+    wanted: DesiredReplica | None = None
+    """What the node was told to run, so that a database that has forgotten it can take it back."""
 
 
 class NodeReport(msgspec.Struct, frozen=True):
@@ -110,6 +115,8 @@ class NodeReport(msgspec.Struct, frozen=True):
     epoch: int
     memory_free_bytes: int
     replicas: tuple[ObservedReplica, ...]
+    sequence: int = 0
+    """Grows with each report of an epoch: one that was overtaken on its way says nothing any more. 0: not counted."""
 
 
 class RunnerSpec(msgspec.Struct, frozen=True):

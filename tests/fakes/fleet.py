@@ -75,7 +75,15 @@ class FakeAgent:
         gpus = [Device("cuda", index, "A GPU", 80 * GIB, 80 * GIB) for index in range(self.gpus)]
         devices = (Device("cpu", 0, "cpu", self.memory_bytes, self.memory_bytes), *gpus)
         node = NodeRegistration(
-            self.name, "127.0.0.1", "http://127.0.0.1:9", "agent-token", devices, 2, self.memory_bytes, "0.1.0"
+            self.name,
+            "127.0.0.1",
+            "http://127.0.0.1:9",
+            "agent-token",
+            devices,
+            2,
+            self.memory_bytes,
+            "0.1.0",
+            self.epoch,
         )
         answer = await self._send("POST", "/internal/v1/nodes/register", node)
         assert answer.status_code == 200, answer.text
@@ -100,7 +108,8 @@ class FakeAgent:
 
     async def say(self, replica: DesiredReplica, phase: ReplicaPhase, **facts: Any) -> None:
         """Reports that a replica is in `phase`."""
-        known = self.replicas.get(replica.id, ObservedReplica(replica.id, replica.generation, phase))
+        fresh = ObservedReplica(replica.id, replica.generation, phase, wanted=replica)
+        known = self.replicas.get(replica.id, fresh)
         self.replicas[replica.id] = msgspec.structs.replace(known, phase=phase, **facts)
         answer = await self.report()
         assert answer.status_code == 204, answer.text
