@@ -28,8 +28,10 @@ from control_plane.endpoints.gateway_controller import GatewaysController
 from control_plane.endpoints.metrics import FLEET
 from control_plane.errors import DatabaseUnavailable, answer_for
 from control_plane.events.controller import EventsController
+from control_plane.jobs.canary import CanaryLoop
 from control_plane.jobs.controller import JobsController
 from control_plane.jobs.loop import JobsLoop, LazyHints
+from control_plane.jobs.sender import Sender
 from control_plane.nodes.controller import RegistrationController
 from control_plane.placement.loop import PlacementLoop
 from control_plane.settings import Settings
@@ -48,9 +50,11 @@ CONTROLLERS: list[ControllerRouterHandler] = [
 ]
 
 
-def loops(settings: Settings) -> list[Loop]:
+def loops(settings: Settings, bells: Bells) -> list[Loop]:
     """What runs while this process leads."""
-    return [JobsLoop(LazyHints(settings)), AutoscalerLoop(), PlacementLoop(), DispatchLoop()]
+    hints, sender = LazyHints(settings), Sender()
+    messages: list[Loop] = [JobsLoop(hints, sender), CanaryLoop(hints, sender, bells)]
+    return [*messages, AutoscalerLoop(), PlacementLoop(), DispatchLoop()]
 
 
 @get("/healthz", opt=OPEN, include_in_schema=False)
@@ -86,7 +90,7 @@ def create_app(settings: Settings, *, extra_loops: Sequence[Loop] = (), leads: b
     database = Database(settings.database_url)
     bells = Bells(settings.database_url)
     keys = KeyCache(database, bells)
-    leader = Leader(database, bells, settings.instance, [*loops(settings), *extra_loops])
+    leader = Leader(database, bells, settings.instance, [*loops(settings, bells), *extra_loops])
     measured = telemetry.Metrics(leader)
     measured.registry.register(FLEET)
     measured.registry.register(STORE)

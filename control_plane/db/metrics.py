@@ -1,6 +1,6 @@
 """What the database's keepers tell Prometheus. Knows nothing of how they are scraped."""
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 STORE = CollectorRegistry()
 
@@ -20,3 +20,9 @@ DIVERGED = Counter(
     registry=STORE,
 )
 RECONNECTS = Counter("ebb_database_reconnects", "Times that the LISTEN connection had to be made again", registry=STORE)
+BROKER_LAG = Gauge(
+    "ebb_broker_canary_lag_seconds",
+    "From sending a message to a worker's having it, or since the first that has not arrived",
+    registry=STORE,
+)
+UNSENT = Counter("ebb_broker_unsent", "Messages that the broker did not take; they are sent again", registry=STORE)
