@@ -1,11 +1,13 @@
 """The Celery application: where hints go out and come in. JSON only; no results. Knows no table and no kind of job."""
 
 import random
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
 from celery import Celery
-from kombu import Connection
+from kombu import Connection, Queue
+from redis.exceptions import OutOfMemoryError
 
 from control_plane.settings import Settings
 
@@ -25,6 +27,11 @@ class _Connection(Connection):
         return super().ensure_connection(
             *args, **{**options, "interval_start": 0.3, "interval_step": 0.3, "interval_max": most_s}
         )
+
+    @cached_property
+    def connection_errors(self) -> tuple[type[Exception], ...]:
+        """As kombu's, and a Redis that is full: a worker would end of that, where it can as well come back later."""
+        return (*super().connection_errors, OutOfMemoryError)
 
 
 def make_celery(settings: Settings) -> Celery:
@@ -52,6 +59,10 @@ def make_celery(settings: Settings) -> Celery:
     if settings.broker_url.startswith(("amqp://", "amqps://")):
         app.conf.task_default_queue_type = "quorum"
         app.conf.worker_detect_quorum_queues = True
+    else:
+        # An acknowledgement that fails with its connection is never made good: a worker that takes one message at a
+        # time would wait for it for ever, and take no other. A hint needs none.
+        app.conf.task_queues = [Queue(QUEUE, no_ack=True)]
     return app
 
 
