@@ -18,18 +18,22 @@ from control_plane.autoscaler.loop import AutoscalerLoop
 from control_plane.catalog.controller import ModelsController
 from control_plane.db.bells import Bells
 from control_plane.db.loop import Leader, Loop
+from control_plane.db.metrics import STORE
 from control_plane.db.session import Database
 from control_plane.decisions.controller import DecisionsController
 from control_plane.dispatch.controller import AgentsController, NodesController
 from control_plane.dispatch.loop import DispatchLoop
+from control_plane.dispatch.service import ReportOrder
 from control_plane.endpoints.controller import EndpointsController, ReplicasController
 from control_plane.endpoints.gateway_controller import GatewaysController
 from control_plane.endpoints.metrics import FLEET
 from control_plane.endpoints.starts import StartsController
 from control_plane.errors import DatabaseUnavailable, answer_for
 from control_plane.events.controller import EventsController
+from control_plane.jobs.canary import CanaryLoop
 from control_plane.jobs.controller import JobsController
 from control_plane.jobs.loop import JobsLoop, LazyHints
+from control_plane.jobs.sender import Sender
 from control_plane.nodes.callers import Callers
 from control_plane.nodes.controller import RegistrationController, TokensController
 from control_plane.nodes.lease import LeaseTerms
@@ -52,14 +56,11 @@ CONTROLLERS: list[ControllerRouterHandler] = [
 ]
 
 
-def loops(settings: Settings) -> list[Loop]:
+def loops(settings: Settings, bells: Bells) -> list[Loop]:
     """What runs while this process leads."""
-    return [
-        JobsLoop(LazyHints(settings)),
-        AutoscalerLoop(),
-        PlacementLoop(),
-        DispatchLoop(LeaseTerms(settings.lease_s)),
-    ]
+    hints, sender = LazyHints(settings), Sender()
+    messages: list[Loop] = [JobsLoop(hints, sender), CanaryLoop(hints, sender, bells)]
+    return [*messages, AutoscalerLoop(), PlacementLoop(), DispatchLoop(LeaseTerms(settings.lease_s))]
 
 
 @get("/healthz", opt=OPEN, include_in_schema=False)
@@ -95,10 +96,12 @@ def create_app(settings: Settings, *, extra_loops: Sequence[Loop] = (), leads: b
     database = Database(settings.database_url)
     bells = Bells(settings.database_url)
     keys = KeyCache(database, bells)
-    leader = Leader(database, bells, settings.instance, [*loops(settings), *extra_loops])
+    leader = Leader(database, bells, settings.instance, [*loops(settings, bells), *extra_loops])
     measured = telemetry.Metrics(leader)
     measured.registry.register(FLEET)
     measured.registry.register(NODES)
+    measured.registry.register(STORE)
+    report_order = ReportOrder()
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncGenerator[None]:
@@ -127,6 +130,7 @@ def create_app(settings: Settings, *, extra_loops: Sequence[Loop] = (), leads: b
             "database": Provide(lambda: database, sync_to_thread=False),
             "bells": Provide(lambda: bells, sync_to_thread=False),
             "settings": Provide(lambda: settings, sync_to_thread=False),
+            "report_order": Provide(lambda: report_order, sync_to_thread=False),
             "metrics_of_app": Provide(lambda: measured, sync_to_thread=False),
         },
         exception_handlers={Exception: render},

@@ -14,8 +14,12 @@ import structlog
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from control_plane.db import metrics
+from control_plane.db.backoff import pause_s
+
 CHANNEL = "ebb"
-BACKOFF_S = (0.1, 0.3, 1.0, 2.0, 5.0)
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 5.0
 
 log = structlog.get_logger("control_plane.bells")
 
@@ -109,6 +113,11 @@ class Bells:
         with self.listen(topic) as listener:
             return await listener.wait(timeout_s)
 
+    def rung(self, topic: str) -> None:
+        """A bell was heard: wakes the listeners of its topic."""
+        for listener in self._listeners.get(topic, ()):
+            listener.ring()
+
     def _ring_all(self) -> None:
         for ears in self._listeners.values():
             for listener in ears:
@@ -121,10 +130,11 @@ class Bells:
                 await self._listen()
             except psycopg.Error as error:
                 # heard again after a reconnect: `_listen` rings all bells, because some may have rung meanwhile
-                wait_s = BACKOFF_S[min(failures, len(BACKOFF_S) - 1)]
-                log.warning("bells_reconnect", error=str(error).strip(), wait_s=wait_s)
-                failures = 0 if self._connected.is_set() else failures + 1
+                failures = 1 if self._connected.is_set() else failures + 1
                 self._connected.clear()
+                metrics.RECONNECTS.inc()
+                wait_s = pause_s(failures, FIRST_PAUSE_S, LONGEST_PAUSE_S)
+                log.warning("bells_reconnect", error=str(error).strip(), wait_s=round(wait_s, 3))
                 await asyncio.sleep(wait_s)
 
     async def _listen(self) -> None:
@@ -137,6 +147,5 @@ class Bells:
             self._connected.set()
             self._ring_all()
             async for notification in connection.notifies():
-                for listener in self._listeners.get(notification.payload, ()):
-                    listener.ring()
+                self.rung(notification.payload)
         raise psycopg.OperationalError("the LISTEN connection ended")

@@ -10,6 +10,8 @@ from control_plane.db.bells import Bells
 from control_plane.db.session import Database
 
 LONGEST_WAIT_S = 60.0
+LOOK_AGAIN_S = 5.0
+"""A bell may be lost with the connection that it was to come by: who waits looks at the rows so often by itself."""
 
 
 class Versioned(Protocol):
@@ -42,4 +44,4 @@ async def until_changed(
                 state = await read(session)
             if state.version != version or listener.closing or clock() >= until:
                 return state
-            await listener.wait(until - clock())
+            await listener.wait(min(until - clock(), LOOK_AGAIN_S))

@@ -58,6 +58,7 @@ class AgentsController(Controller):
         request: AuthRequest,
         session: RequestSession,
         settings: NamedDependency[Settings],
+        report_order: NamedDependency[service.ReportOrder],
         node_id: FromPath[UUID],
         data: JSONBody[NodeReport],
     ) -> None:
@@ -66,7 +67,7 @@ class AgentsController(Controller):
         if caller is not None and caller.epoch != data.epoch:
             metrics.REFUSED.labels(metrics.STALE).inc()
             raise StaleEpoch(f"node {node_id}", caller.epoch)
-        await service.take_report(session, node_id, data, LeaseTerms(settings.lease_s))
+        await service.take_report(session, node_id, data, LeaseTerms(settings.lease_s), report_order)
 
 
 class NodesController(Controller):

@@ -16,6 +16,7 @@ from control_plane.dispatch import service
 from control_plane.endpoints import metrics
 from control_plane.endpoints.states import ENDED, PHASES
 from control_plane.endpoints.tables import DemandTable, EndpointTable, ReplicaTable, StartTable
+from control_plane.events.service import record
 from control_plane.nodes import service as nodes
 from control_plane.nodes.lease import LeaseTerms
 from control_plane.nodes.tables import NodeTable
@@ -46,6 +47,7 @@ class DispatchLoop:
         self.interval_s = min(TICK_S, terms.lease_s / 3)
         self._ticked_at = time.monotonic()
         self._judges_from = self._ticked_at + self._grace_s
+        self._told_epoch: int | None = None
         self._cleaned_at = time.monotonic()
 
     async def tick(self, leadership: Leadership) -> float | None:
@@ -53,7 +55,9 @@ class DispatchLoop:
         started = time.perf_counter()
         now = time.monotonic()
         if now - self._ticked_at > self._silence_s / 2 + self.interval_s:
+            # this process was stopped, or the database did not answer: nobody could be heard
             self._judges_from = now + self._grace_s
+        await self._tell_of_recovery(leadership)
         if now >= self._judges_from:
             await self._judge_nodes(leadership)
         await _stop_long_drains(leadership)
@@ -65,6 +69,21 @@ class DispatchLoop:
         self._ticked_at = time.monotonic()
         metrics.LOOP_SECONDS.labels(self.name).observe(time.perf_counter() - started)
         return None
+
+    async def _tell_of_recovery(self, leadership: Leadership) -> None:
+        """Once, where another PostgreSQL server has taken over: it may lack writes that nodes know of."""
+        recovered = leadership.recovered
+        if recovered is None or leadership.epoch == self._told_epoch:
+            return
+        async with leadership.transaction() as session:
+            for node in (await session.execute(select(NodeTable).where(NodeTable.status == "ready"))).scalars():
+                reason = (
+                    f"Another PostgreSQL server has taken over (timeline {recovered.timeline}, before it "
+                    f"{recovered.known}). What it lacks is taken back from this node's next report; nothing is placed "
+                    "before that."
+                )
+                await record(session, node.tenant_id, "node", node.name, "recovering", reason)
+        self._told_epoch = leadership.epoch
 
     async def _judge_nodes(self, leadership: Leadership) -> None:
         silent_for = timedelta(seconds=self._silence_s)

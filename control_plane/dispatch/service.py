@@ -8,8 +8,10 @@ import msgspec
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from control_plane.db import metrics as store
 from control_plane.db.bells import ring
 from control_plane.db.clock import db_now
+from control_plane.dispatch import forgotten
 from control_plane.dispatch.diff import Change, Ended, Seen, Stray, Wanted, compare
 from control_plane.endpoints import life, measured, starts
 from control_plane.endpoints.life import Held
@@ -54,7 +56,9 @@ async def desired_state(session: AsyncSession, node_id: UUID, terms: LeaseTerms,
         .order_by(ReplicaTable.created_at, ReplicaTable.id)
     )
     replicas = tuple(
-        DesiredReplica(str(row.id), name, row.generation, row.intent, msgspec.convert(row.spec, ReplicaSpec))
+        DesiredReplica(
+            str(row.id), name, row.generation, row.intent, msgspec.convert(row.spec, ReplicaSpec), str(row.endpoint_id)
+        )
         for row, name in (await session.execute(query))
     )
     keys = tuple(await key_records(session))
@@ -66,14 +70,39 @@ async def desired_state(session: AsyncSession, node_id: UUID, terms: LeaseTerms,
     return DesiredState(hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:24], *told)
 
 
-async def take_report(session: AsyncSession, node_id: UUID, report: NodeReport, terms: LeaseTerms) -> int:
+class ReportOrder:
+    """Which report of each node was the last one taken: one that it has overtaken must not undo it. Kept by the process
+    that answers; reports are rarely split between two, and then it is the comparison that holds."""
+
+    def __init__(self) -> None:
+        self._last: dict[UUID, tuple[int, int]] = {}
+
+    def is_late(self, node_id: UUID, report: NodeReport) -> bool:
+        """Whether a newer one of the same agent was taken. Ask while the node's row is locked."""
+        mark = (report.epoch, report.sequence)
+        if report.sequence and mark <= self._last.get(node_id, (0, 0)):
+            return True
+        self._last[node_id] = mark
+        return False
+
+
+async def take_report(
+    session: AsyncSession, node_id: UUID, report: NodeReport, terms: LeaseTerms, order: ReportOrder
+) -> int:
     """Brings rows in line with what the node says; how many changed. Raises Missing and StaleEpoch.
 
     Most reports say nothing new and lock nothing but the node. Where one does, the endpoints concerned are held in
     the order of their ids, and the comparison is made again on the rows as they are then.
     """
-    await nodes.heard(session, node_id, report.epoch, report.memory_free_bytes, terms)
-    changes = [change for change in await _compare(session, node_id, report) if not isinstance(change, Stray)]
+    node = await nodes.heard(session, node_id, report.epoch, report.memory_free_bytes, terms)
+    if order.is_late(node_id, report):
+        store.STALE.labels("report").inc()
+        return 0
+    found = await _compare(session, node_id, report)
+    strays = {change.id for change in found if isinstance(change, Stray)}
+    if strays and await forgotten.take_back(session, node, [each for each in report.replicas if each.id in strays]):
+        found = await _compare(session, node_id, report)
+    changes = [change for change in found if not isinstance(change, Stray)]
     rows = await _rows(session, node_id)
     news = {rows[change.id].endpoint_id for change in changes if _is_news(rows[change.id], change)}
     taught: list[tuple[ReplicaTable, bool]] = []

@@ -1,11 +1,12 @@
 """The life of a job: queued, running under a worker's lease, done or failed. Never commits; time is the database's.
 Whoever writes to a running job proves that the lease is still its own. Knows nothing of brokers."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, or_, select, text
+from sqlalchemy import func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.catalog.service import IMPORT, import_failed
@@ -18,7 +19,9 @@ LEASE_S = 6.0
 HEARTBEAT_S = 2.0
 MAX_ATTEMPTS = 3
 HINT_AGAIN_S = 600.0
-RETRY_HINTS = 2
+QUICK_HINTS = 3
+"""So many hints in a row are sent 2 s after one another: of those one may be lost, or two."""
+RETRY_HINTS = 4
 """A job that is to wait before its next attempt counts as hinted so often: 4 s."""
 
 NOW = func.clock_timestamp()
@@ -126,6 +129,13 @@ async def take_hints(session: AsyncSession, *, limit: int = 100) -> list[UUID]:
     return [row.id for row in rows]
 
 
+async def unhint(session: AsyncSession, job_ids: Sequence[UUID]) -> None:
+    """Their hints did not leave: they are due again, and no more rarely than before."""
+    still = (JobTable.id.in_(job_ids)) & (JobTable.status == "queued")
+    hints = func.greatest(JobTable.hints - 1, 0)
+    await session.execute(update(JobTable).where(still).values(hinted_at=None, hints=hints))
+
+
 async def next_look_s(session: AsyncSession) -> float | None:
     """Seconds until a running job's lease runs out or a queued job's hint must be sent again; None: neither."""
     lease = select(func.min(JobTable.lease_until)).where(JobTable.status == "running").scalar_subquery()
@@ -136,8 +146,9 @@ async def next_look_s(session: AsyncSession) -> float | None:
 
 
 def _hint_due() -> Any:
-    """2, 4, 8 … s after the last hint."""
-    pause_s = func.least(func.power(2, func.least(JobTable.hints, 20)), HINT_AGAIN_S)
+    """2, 2, 2, 4, 8 … s after the last hint."""
+    doublings = func.greatest(func.least(JobTable.hints, 20) - QUICK_HINTS, 0)
+    pause_s = func.least(2 * func.power(2, doublings), HINT_AGAIN_S)
     return JobTable.hinted_at + func.make_interval(0, 0, 0, 0, 0, 0, pause_s)
 
 

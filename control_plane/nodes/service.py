@@ -5,10 +5,11 @@ from datetime import timedelta
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from control_plane.db import metrics as store
 from control_plane.db.bells import ring
 from control_plane.db.clock import db_now
 from control_plane.errors import Conflict, Invalid, Missing, StaleEpoch
@@ -62,21 +63,29 @@ async def register(
         "machine": node.machine[:200],
         "last_seen_at": now,
     }
+    before = 0 if row is None else row.epoch
     free_bytes = max((device.memory_free_bytes for device in node.devices if device.kind == "cpu"), default=0)
-    fresh = {"epoch": 1, "memory_free_bytes": free_bytes, "joined": False, "cordoned": False, "draining": False}
+    fresh = {
+        **{"epoch": node.epoch + 1, "memory_free_bytes": free_bytes},
+        **{"joined": False, "cordoned": False, "draining": False},
+    }
     upsert = (
         insert(NodeTable)
         .values(tenant_id=tenant_id, name=node.name, **fresh, **facts)
         .on_conflict_do_update(
             index_elements=["tenant_id", "name"],
             index_where=NodeTable.removed_at.is_(None),
-            set_={"epoch": NodeTable.epoch + 1, **facts},
+            set_={"epoch": func.greatest(NodeTable.epoch, node.epoch) + 1, **facts},
         )
     )
     node_id, epoch = (await session.execute(upsert.returning(NodeTable.id, NodeTable.epoch))).one()
     reason = f"Its agent registered from {node.host}."
     await record(session, tenant_id, "node", node.name, "ready", reason, {"epoch": epoch, "version": node.version})
-    await ring(session, "placement", PEERS)
+    if before < node.epoch:
+        store.DIVERGED.labels("epoch").inc()
+        reason = f"Its agent was given epoch {node.epoch}, and the database knew of {before}: it has lost writes."
+        await record(session, tenant_id, "node", node.name, "diverged", reason, {"known": before, "seen": node.epoch})
+    await ring(session, "placement", PEERS, f"node:{node_id}")
     return Registered(node_id, epoch)
 
 
@@ -98,6 +107,7 @@ async def heard(
     row = await present(session, node_id, lock=True)
     if row.epoch > epoch:
         metrics.REFUSED.labels(metrics.STALE).inc()
+        store.STALE.labels("node").inc()
         raise StaleEpoch(f"node '{row.name}'", epoch)
     # a database that was put back knows an older one: the agent is right, and epochs never go back
     row.epoch = epoch
@@ -188,6 +198,8 @@ def _check(node: NodeRegistration) -> None:
         raise Invalid(f"agent_url is '{node.agent_url[:80]}'; it must start with http:// or https://.", "agent_url")
     if not 1 <= len(node.devices) <= MOST_DEVICES:
         raise Invalid(f"A node has 1 to {MOST_DEVICES} devices, not {len(node.devices)}.", "devices")
+    if node.epoch < 0:
+        raise Invalid(f"epoch is {node.epoch}; it must be the one that was given, or 0.", "epoch")
     for device in node.devices:
         if device.memory_bytes < 0 or device.index < 0:
             raise Invalid(f"Device {device.name!r} has a negative size or index.", "devices")

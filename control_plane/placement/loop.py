@@ -12,6 +12,7 @@ from control_plane.placement.rounds import Evict, Place, Refuse, Round, Step, Un
 TICK_S = 5.0
 WAITING_S = 0.25
 """While somebody waits for room: a replica that is idle may give way by nothing but the time."""
+UNHEARD_S = 0.2
 
 
 class PlacementLoop:
@@ -25,6 +26,8 @@ class PlacementLoop:
         """Does what there is to do; the bell brings the next round at once."""
         started = time.perf_counter()
         async with leadership.database.transaction() as session:
+            if leadership.recovered is not None and await observe.is_unheard(session, leadership.recovered.now):
+                return UNHEARD_S  # a node may run what the database has forgotten: a second start would be in vain
             askew = await observe.askew(session)
             picture = await observe.picture(session, askew) if askew else observe.Picture()
         for each in picture.askew:

@@ -79,6 +79,12 @@ async def askew(session: AsyncSession) -> list[UUID]:
     return list((await session.execute(query)).scalars())
 
 
+async def is_unheard(session: AsyncSession, since: datetime) -> bool:
+    """Whether some node has yet to say what it runs. One that stays silent counts as lost in the end."""
+    query = select(NodeTable.id).where(NodeTable.status == "ready", NodeTable.last_seen_at < since).limit(1)
+    return (await session.execute(query)).first() is not None
+
+
 async def picture(session: AsyncSession, ids: Sequence[UUID]) -> Picture:
     """What is to be done for the endpoints `ids`, and, where any of them lacks a replica, the fleet."""
     moment = await db_now(session)

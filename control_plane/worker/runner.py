@@ -9,13 +9,16 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from control_plane.db.bells import CHANNEL
 from control_plane.db.outbox import JobTable
 from control_plane.db.session import Database
 from control_plane.errors import StaleEpoch
 from control_plane.jobs import service
+from control_plane.jobs.canary import TOPIC
 
 PROGRESS_EVERY_S = 0.2
 
@@ -79,6 +82,15 @@ class JobRunner:
         if not self._stopped:  # a hint that arrives after `stop` is for another worker; it is sent again
             asyncio.run(self._run(job_id))
 
+    def answer(self, nonce: str) -> None:
+        """Rings the bell that the sender of a canary waits for. Blocks."""
+        try:
+            with psycopg.connect(self._database_url, autocommit=True, connect_timeout=5) as connection:
+                connection.execute("select pg_notify(%s, %s)", (CHANNEL, TOPIC + nonce[:64]))
+        except psycopg.Error as error:
+            # the database is away: whoever waits knows that better
+            log.warning("canary_not_answered", error=str(error).splitlines()[:1])
+
     def stop(self) -> None:
         """From a signal handler or another thread: the current job is given back at once, no other is begun."""
         self._stopped = True
@@ -97,7 +109,10 @@ class JobRunner:
         try:
             async with database.transaction() as session:
                 row = await service.claim(session, job_id, self._worker)
-            if row is not None:
+            if row is None:
+                # doubled, or late: someone else has it, or it has ended
+                log.info("hint_ignored", job=str(job_id))
+            else:
                 await self._work(database, RunningJob(database, row, self._worker), row.kind)
         finally:
             self._loop = None

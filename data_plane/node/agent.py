@@ -18,7 +18,7 @@ from data_plane.node.control import ControlClient, Refused, backoff_s
 from data_plane.node.credential import REMOVED, Credential, Removed
 from data_plane.node.fleet import Fleet
 from data_plane.node.guard import Guard
-from data_plane.wire.fleet import NodeRegistration, NodeReport, NodeWelcome
+from data_plane.wire.fleet import DesiredState, NodeRegistration, NodeReport, NodeWelcome
 
 log = structlog.get_logger()
 TROUBLE = (aiohttp.ClientError, TimeoutError, OSError, Refused, msgspec.DecodeError)
@@ -65,6 +65,8 @@ class Agent:
         self._registration = registration
         self._tempo = tempo
         self._welcome: NodeWelcome | None = None
+        self._epoch = 0
+        self._sequence = 0
         self._registering = asyncio.Lock()
         self._has_reported = asyncio.Event()
         self._fenced_at: deque[float] = deque(maxlen=FENCED_TIMES)
@@ -100,6 +102,8 @@ class Agent:
             welcome = await self._registered()
             try:
                 state = await self._client.desired(welcome.node_id, version, self._tempo.wait_s, welcome.epoch)
+                if state.version != version and self._fleet.drops(state):
+                    state = await self._confirmed(welcome)
                 attempt = 0
             except TROUBLE as error:
                 attempt = await self._trouble("desired", error, welcome, attempt)
@@ -116,6 +120,18 @@ class Agent:
                     continue
                 version = state.version
 
+    async def _confirmed(self, welcome: NodeWelcome) -> DesiredState:
+        """The desired state once the control plane has just been told what runs here: it does not name some of it, and
+        may have forgotten it (its database was replaced by one that lacks the last writes). Nothing stops for that."""
+        await self._tell(welcome)
+        return await self._client.desired(welcome.node_id, "", 0.0, welcome.epoch)
+
+    async def _tell(self, welcome: NodeWelcome) -> None:
+        self._sequence += 1
+        free_bytes = devices.memory().free_bytes
+        report = NodeReport(welcome.epoch, free_bytes, self._fleet.observed(), self._sequence)
+        await self._client.report(welcome.node_id, report)
+
     async def _report(self) -> None:
         attempt = 0
         while True:
@@ -123,10 +139,9 @@ class Agent:
             self._fleet.changed.clear()
             self._fleet.urgent.clear()
             self._fleet.refresh()
-            report = NodeReport(welcome.epoch, devices.memory().free_bytes, self._fleet.observed())
             asked_at = self._guard.now()
             try:
-                await self._client.report(welcome.node_id, report)
+                await self._tell(welcome)
                 attempt = 0
                 self._guard.heard(asked_at)
                 self._has_reported.set()
@@ -149,7 +164,9 @@ class Agent:
             attempt, began = 0, time.monotonic()
             while self._welcome is None:
                 try:
-                    self._welcome = await self._client.register(self._registration)
+                    presented = msgspec.structs.replace(self._registration, epoch=self._epoch)
+                    self._welcome = await self._client.register(presented)
+                    self._epoch = self._welcome.epoch
                     if self._credential is not None:
                         self._credential.take(self._welcome.credential)
                     log.info("node.registered", node=self._welcome.node_id, epoch=self._welcome.epoch)

@@ -92,8 +92,17 @@ class Fleet:
     def apply(self, state: DesiredState) -> None:
         """Takes the control plane's will and begins to act on it."""
         self._set_keys(state.keys)
+        self._count_stale(state)
         self._desired = state.replicas
         self.reconcile()
+
+    def drops(self, state: DesiredState) -> bool:
+        """Whether something runs here that `state` does not name, and `apply` would stop."""
+        named = {replica.id for replica in state.replicas}
+        return any(
+            replica.running().condition in ("up", "draining") and replica_id not in named
+            for replica_id, replica in self._replicas.items()
+        )
 
     def reconcile(self) -> None:
         """Does what the diff of desired and running says. Harmless at any time; nothing before the first `apply`."""
@@ -115,6 +124,13 @@ class Fleet:
         """The control plane is heard again, and knows what has ended here."""
         self.is_fenced = False
         self.reconcile()
+
+    def _count_stale(self, state: DesiredState) -> None:
+        """Commands for a generation that was followed by another: they came late, and change nothing."""
+        for wanted in state.replicas:
+            held = self._replicas.get(wanted.id)
+            if held is not None and wanted.generation < held.record.generation:
+                self._metrics.stale.inc()
 
     def observed(self) -> tuple[ObservedReplica, ...]:
         """All replicas, for a report."""

@@ -68,6 +68,7 @@ def prepare(
         generation=desired.generation,
         token=token,
         spawned_at=time.time(),
+        wanted=desired,
     )
     save(paths, record)
     paths.status(desired.id).unlink(missing_ok=True)  # of an earlier generation

@@ -18,6 +18,9 @@ class NodeMetrics:
         self.starts = Counter("ebb_node_starts", "Runner processes started.", registry=self.registry)
         self.adoptions = Counter("ebb_node_adoptions", "Running runners adopted.", registry=self.registry)
         self.failures = Counter("ebb_node_failures", "Replicas that failed.", ["fatal"], registry=self.registry)
+        self.stale = Counter(
+            "ebb_node_stale_commands", "Commands that came late and changed nothing.", registry=self.registry
+        )
         self.start_seconds = Histogram(
             "ebb_node_start_seconds",
             "From the start of a runner's process to ready.",

@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from data_plane.wire.fleet import ObservedReplica
+from data_plane.wire.fleet import DesiredReplica, ObservedReplica
 from data_plane.wire.names import is_name
 
 Asked = Literal["run", "park", "drain", "stop"]
@@ -36,6 +36,8 @@ class Record(msgspec.Struct, frozen=True):
     """Its process had been in waiting."""
     ended: ObservedReplica | None = None
     """Its last report, once the process is gone."""
+    wanted: DesiredReplica | None = None
+    """What it was started for."""
 
 
 @dataclass(frozen=True, slots=True)

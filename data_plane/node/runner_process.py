@@ -137,6 +137,7 @@ class RunnerProcess:
             fixed_bytes=self._fixed_bytes,
             max_model_len=status.max_model_len if status else 0,
             spans=self._spans(),
+            wanted=self.record.wanted,
         )
 
     @property

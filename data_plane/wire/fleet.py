@@ -38,6 +38,8 @@ class NodeRegistration(msgspec.Struct, frozen=True):
     read_bytes_per_s: float = 0.0
     """How fast it reads files that are in its memory; 0: not measured."""
     machine: str = ""
+    epoch: int = 0
+    """The last epoch that it was given, 0: none yet. The next one is greater, whatever the database has forgotten."""
 
 
 class NodeCredential(msgspec.Struct, frozen=True):
@@ -110,6 +112,7 @@ class DesiredReplica(msgspec.Struct, frozen=True):
     generation: int
     intent: Intent
     spec: ReplicaSpec
+    endpoint_id: str = ""
 
 
 class DesiredState(msgspec.Struct, frozen=True):
@@ -152,6 +155,8 @@ class ObservedReplica(msgspec.Struct, frozen=True):
     failure: StartFailure | None = None
     for_s: float | None = None
     """Seconds since the node began with it, or with its unparking: what lies before is the way of the command."""
+    wanted: DesiredReplica | None = None
+    """What the node was told to run, so that a database that has forgotten it can take it back."""
 
 
 class NodeReport(msgspec.Struct, frozen=True):
@@ -163,6 +168,8 @@ class NodeReport(msgspec.Struct, frozen=True):
     epoch: int
     memory_free_bytes: int
     replicas: tuple[ObservedReplica, ...]
+    sequence: int = 0
+    """Grows with each report of an epoch: one that was overtaken on its way says nothing any more. 0: not counted."""
 
 
 class RunnerSpec(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -28,7 +28,7 @@ class Control:
 
     def __init__(self, database_url: str, home: Path) -> None:
         self.home = home
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._env = os.environ | {"EBB_DATABASE_URL": database_url}
         self.process = self.start()

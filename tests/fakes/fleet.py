@@ -86,6 +86,7 @@ class FakeAgent:
             "0.1.0",
             1e9,
             self.machine,
+            self.epoch,
         )
         answer = await self._send("POST", "/internal/v1/nodes/register", node)
         assert answer.status_code == 200, answer.text
@@ -111,7 +112,8 @@ class FakeAgent:
 
     async def say(self, replica: DesiredReplica, phase: ReplicaPhase, **facts: Any) -> None:
         """Reports that a replica is in `phase`."""
-        known = self.replicas.get(replica.id, ObservedReplica(replica.id, replica.generation, phase))
+        fresh = ObservedReplica(replica.id, replica.generation, phase, wanted=replica)
+        known = self.replicas.get(replica.id, fresh)
         self.replicas[replica.id] = msgspec.structs.replace(known, phase=phase, **facts)
         answer = await self.report()
         assert answer.status_code == 204, answer.text
