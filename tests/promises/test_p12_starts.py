@@ -74,11 +74,11 @@ def grouped(group: Path, only: str = "") -> tuple[str, ...]:
 
 async def test_f5_a_load_that_hangs_is_given_up_and_the_next_start_is_served(home: Path, control: FakeControl) -> None:
     hangs, good = make_artifact(home, "a", hang_in="loading"), make_artifact(home, "b", load_s=0.2)
-    async with agent_here(home, control, stall_s=2.0):
+    async with agent_here(home, control, stall_s=4.0):
         await control.want(desired("r1", hangs), desired("r2", good))
         failed = await control.until_phase("r1", "failed")
         assert failed.failure is not None and not failed.failure.fatal, "another try may end otherwise"
-        assert "no progress" in failed.failure.message and "'loading'" in failed.failure.message
+        assert "no progress" in failed.failure.message
         # what goes on from phase to phase may take longer than that in all
         await control.until_phase("r2", "ready")
         await control.want(desired("r2", good), desired("r3", good))
