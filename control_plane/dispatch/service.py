@@ -24,9 +24,11 @@ from data_plane.wire.fleet import (
     DesiredState,
     NodeReport,
     ObservedReplica,
+    Peer,
     ReplicaPhase,
     ReplicaSpec,
     StartFailure,
+    peer_token,
 )
 
 PHASE_REASONS: dict[ReplicaPhase, str] = {
@@ -41,7 +43,8 @@ PHASE_REASONS: dict[ReplicaPhase, str] = {
 
 async def desired_state(session: AsyncSession, node_id: UUID) -> DesiredState:
     """All that the node must run, drain or stop. Raises Missing."""
-    if await session.get(NodeTable, node_id) is None:
+    node = await session.get(NodeTable, node_id)
+    if node is None:
         raise Missing("node", str(node_id), "ebb nodes")
     query = (
         select(ReplicaTable, EndpointTable.name)
@@ -54,7 +57,18 @@ async def desired_state(session: AsyncSession, node_id: UUID) -> DesiredState:
         for row, name in (await session.execute(query))
     )
     keys = tuple(await key_records(session))
-    return DesiredState(hashlib.sha256(msgspec.json.encode((replicas, keys))).hexdigest()[:24], replicas, keys)
+    peers = await _peers(session, node)
+    version = hashlib.sha256(msgspec.json.encode((replicas, keys, peers))).hexdigest()[:24]
+    return DesiredState(version, replicas, keys, peers)
+
+
+async def _peers(session: AsyncSession, node: NodeTable) -> tuple[Peer, ...]:
+    """The tenant's other nodes, to get artifacts from."""
+    query = select(NodeTable).where(
+        NodeTable.tenant_id == node.tenant_id, NodeTable.id != node.id, NodeTable.status == "ready"
+    )
+    others = (await session.execute(query.order_by(NodeTable.name))).scalars()
+    return tuple(Peer(each.name, each.agent_url, peer_token(each.agent_token)) for each in others)
 
 
 async def take_report(session: AsyncSession, node_id: UUID, report: NodeReport) -> int:

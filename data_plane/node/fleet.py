@@ -6,23 +6,26 @@ import secrets
 import signal
 import threading
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import msgspec
 import structlog
 
-from data_plane.node import integrity, launch, logfile, processes, weights_cache
+from data_plane.node import integrity, launch, logfile, peers, processes, weights_cache
 from data_plane.node.diff import Action, diff
 from data_plane.node.metrics import NodeMetrics
 from data_plane.node.records import NodePaths, Record, load_all, remove, write_private
 from data_plane.node.runner_process import BEFORE_READY, Drainer, RunnerProcess
 from data_plane.node.standby import Standbys, claimed_pid
-from data_plane.wire.fleet import DesiredReplica, DesiredState, ObservedReplica, StartFailure
+from data_plane.wire.fleet import DesiredReplica, DesiredState, ObservedReplica, Peer, StartFailure
 from data_plane.wire.keys import KeyRecord, KeyRing
-from data_plane.wire.names import is_name
+from data_plane.wire.names import is_digest, is_name
 
 log = structlog.get_logger()
 KEPT_LOGS = 200
+Fetcher = Callable[[Sequence[Peer], Path, str], Awaitable[Path]]
+"""From peers into the folder of artifacts, by digest. Raises NotFetched."""
 
 
 class Fleet:
@@ -30,8 +33,14 @@ class Fleet:
     waits for it: a replica came up or went down."""
 
     def __init__(
-        self, paths: NodePaths, settings: launch.RunnerSettings, drainer: Drainer, metrics: NodeMetrics
+        self,
+        paths: NodePaths,
+        settings: launch.RunnerSettings,
+        drainer: Drainer,
+        metrics: NodeMetrics,
+        fetcher: Fetcher | None = None,
     ) -> None:
+        """`fetcher` gets artifacts that this machine lacks; without one they are missing."""
         self.changed = asyncio.Event()
         self.urgent = asyncio.Event()
         self.ring = KeyRing()
@@ -47,10 +56,14 @@ class Fleet:
         self._keys: tuple[KeyRecord, ...] | None = None
         self._counted_ready: set[tuple[str, int]] = set()
         self._ended_events: list[asyncio.Event] = []
+        self._fetch = fetcher
+        self._peers: tuple[Peer, ...] = ()
+        self._fetching: dict[str, asyncio.Task[None]] = {}
         self.standbys = Standbys(paths, settings, self._is_starting)
 
     def adopt(self) -> None:
         """Takes over what an agent before this one left: living runners, and the ends of the others."""
+        peers.clean(self._paths.artifacts)
         logfile.prune(self._paths.logs, "replica-*.log", KEPT_LOGS)
         self._set_keys((), only_if_missing=True)
         records, broken = load_all(self._paths)
@@ -69,7 +82,7 @@ class Fleet:
     def apply(self, state: DesiredState) -> None:
         """Takes the control plane's will and begins to act on it."""
         self._set_keys(state.keys)
-        self._desired = state.replicas
+        self._desired, self._peers = state.replicas, state.peers
         self.reconcile()
 
     def reconcile(self) -> None:
@@ -109,6 +122,9 @@ class Fleet:
     async def close(self) -> None:
         """Stops watching; the runners go on, to be adopted."""
         self._closing.set()
+        for task in self._fetching.values():
+            task.cancel()
+        await asyncio.gather(*self._fetching.values(), return_exceptions=True)
         await self.standbys.close()
         for replica in self._replicas.values():
             await replica.close()
@@ -143,6 +159,8 @@ class Fleet:
         match action.verb:
             case "start" | "settle" if action.desired is not None:
                 self._begin(action.desired, settle=action.verb == "settle")
+            case "drain" | "stop" if action.id in self._fetching:
+                self._fetching[action.id].cancel()
             case "drain":
                 self._replicas[action.id].ask("drain")
             case "park":
@@ -169,11 +187,40 @@ class Fleet:
         try:
             folder = weights_cache.resolve(self._paths.artifacts, desired.spec.artifact, desired.spec.model)
         except weights_cache.ArtifactMissing as error:
-            self._hold(nothing).end(StartFailure(message=str(error), fatal=True))
+            replica = self._hold(nothing)
+            if self._fetch is None or not self._peers or not is_digest(desired.spec.artifact):
+                replica.end(StartFailure(message=str(error), fatal=True))
+                return
+            task = asyncio.create_task(self._begin_remote(desired, replica), name=f"fetch {desired.id}")
+            self._fetching[desired.id] = task
+            self.changed.set()
             return
-        record = nothing
+        self._run(desired, nothing, folder)
+
+    async def _begin_remote(self, desired: DesiredReplica, replica: RunnerProcess) -> None:
+        """Gets the artifact from a peer, then starts as any other; a stop calls it off."""
+        assert self._fetch is not None
+        began = time.monotonic()
         try:
-            record = launch.prepare(self._paths, desired, secrets.token_urlsafe(32), folder)
+            folder = await self._fetch(self._peers, self._paths.artifacts, desired.spec.artifact)
+        except peers.NotFetched as error:
+            message = (
+                f"The weights of the model '{desired.spec.model}' ({desired.spec.artifact[:19]}…) are not on this"
+                f" machine, and no other node gave them: {error}."
+            )
+            replica.end(StartFailure(message=message, fatal=False))
+            return
+        except asyncio.CancelledError:
+            if not self._closing.is_set():
+                replica.end(None)
+            raise
+        finally:
+            del self._fetching[desired.id]
+        self._run(desired, replica.record, folder, fetch_s=round(time.monotonic() - began, 4))
+
+    def _run(self, desired: DesiredReplica, record: Record, folder: Path, *, fetch_s: float = 0.0) -> None:
+        try:
+            record = launch.prepare(self._paths, desired, secrets.token_urlsafe(32), folder, fetch_s)
             self.standbys.expect(folder)
             claimed = self.standbys.claim(record)
             child, record = claimed or launch.spawn(self._paths, record, self._settings)

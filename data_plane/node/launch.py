@@ -61,7 +61,7 @@ def environment(ours: Mapping[str, str]) -> dict[str, str]:
     return {name: ours[name] for name in PASSED_ON if name in ours}
 
 
-def prepare(paths: NodePaths, desired: DesiredReplica, token: str, artifact_dir: Path) -> Record:
+def prepare(paths: NodePaths, desired: DesiredReplica, token: str, artifact_dir: Path, fetch_s: float = 0.0) -> Record:
     """Writes record and spec, in that order: from here on an interrupted start can be found. Raises OSError."""
     record = Record(
         replica_id=desired.id,
@@ -69,6 +69,7 @@ def prepare(paths: NodePaths, desired: DesiredReplica, token: str, artifact_dir:
         generation=desired.generation,
         token=token,
         spawned_at=time.time(),
+        fetch_s=fetch_s,
     )
     save(paths, record)
     paths.status(desired.id).unlink(missing_ok=True)  # of an earlier generation

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -24,6 +25,7 @@ from data_plane.node.fleet import Fleet
 from data_plane.node.launch import RunnerSettings
 from data_plane.node.lock import Locked, hold
 from data_plane.node.metrics import NodeMetrics
+from data_plane.node.peers import fetch
 from data_plane.node.records import NodePaths
 from data_plane.node.server import Server
 from data_plane.wire.fleet import NodeRegistration
@@ -97,7 +99,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     metrics = NodeMetrics()
     async with aiohttp.ClientSession() as session:
         runner = replace(settings.runner, warm=settings.runner.warm or _warm())
-        fleet = Fleet(paths, runner, HttpDrainer(session), metrics)
+        fleet = Fleet(paths, runner, HttpDrainer(session), metrics, partial(fetch, session))
         token = secrets.token_urlsafe(32)
         agents: list[Agent] = []
         server = Server(fleet, paths, metrics, session, token, lambda: any(agent.is_ready for agent in agents))

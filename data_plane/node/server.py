@@ -18,10 +18,12 @@ from aiohttp import web
 from data_plane.node.fleet import Fleet
 from data_plane.node.logfile import read_on, read_tail
 from data_plane.node.metrics import NodeMetrics
+from data_plane.node.peers import SERVED
 from data_plane.node.records import NodePaths
 from data_plane.wire.errors import ApiError, forbidden, invalid, not_found, unauthenticated, unavailable
+from data_plane.wire.fleet import peer_token
 from data_plane.wire.keys import bearer
-from data_plane.wire.names import REQUEST_ID, is_name
+from data_plane.wire.names import REQUEST_ID, is_digest, is_name
 
 log = structlog.get_logger()
 OPEN = ("/healthz", "/readyz")
@@ -49,6 +51,7 @@ class Server:
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/replicas/{id}/logs", self._logs)
+        app.router.add_get("/artifacts/{digest}/{name}", self._artifact)
         app.router.add_get("/replicas/{id}/metrics", self._runner_metrics)
         app.on_shutdown.append(self._on_shutdown)
         return app
@@ -83,6 +86,11 @@ class Server:
         presented = bearer(request.headers.get("authorization"))
         if hmac.compare_digest(presented.encode(), self.token.encode()):
             return
+        if request.path.startswith("/artifacts/"):
+            # keys of people say nothing of weights: only other nodes fetch them
+            if hmac.compare_digest(presented.encode(), peer_token(self.token).encode()):
+                return
+            raise unauthenticated()
         record = self.fleet.ring.find(presented, time.time())
         if record is None:
             raise unauthenticated()
@@ -100,6 +108,14 @@ class Server:
     async def _metrics(self, _request: web.Request) -> web.Response:
         text = self.metrics.render(self.fleet.observed())
         return web.Response(body=text, headers={"content-type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def _artifact(self, request: web.Request) -> web.StreamResponse:
+        """A file of an artifact, for a node that lacks it and will check it."""
+        digest, name = request.match_info["digest"], request.match_info["name"]
+        path = self.paths.artifacts / digest.replace(":", "-") / name
+        if not is_digest(digest) or name not in SERVED or not path.is_file():
+            raise not_found("file of an artifact", f"{digest[:80]}/{name[:80]}")
+        return web.FileResponse(path)
 
     async def _runner_metrics(self, request: web.Request) -> web.Response:
         replica_id = self._replica_id(request)

@@ -1,5 +1,6 @@
 """What control plane, node agent and runner tell each other of machines and replicas. No I/O."""
 
+import hmac
 from typing import Literal
 
 import msgspec
@@ -72,12 +73,26 @@ class DesiredReplica(msgspec.Struct, frozen=True):
     spec: ReplicaSpec
 
 
+class Peer(msgspec.Struct, frozen=True):
+    """Another node, which may have an artifact that this one lacks. `token` opens its artifacts and nothing else."""
+
+    name: str
+    url: str
+    token: str
+
+
+def peer_token(agent_token: str) -> str:
+    """What a node shows to read another's artifacts: made of that one's own token, which it does not tell."""
+    return hmac.digest(agent_token.encode(), b"artifacts", "sha256").hex()
+
+
 class DesiredState(msgspec.Struct, frozen=True):
     """All replicas of a node, by the control plane's will. What the node runs and this does not name is stopped."""
 
     version: str
     replicas: tuple[DesiredReplica, ...]
     keys: tuple[KeyRecord, ...]
+    peers: tuple[Peer, ...] = ()
 
 
 class StartFailure(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ from data_plane.wire.fleet import (
     NodeReport,
     NodeWelcome,
     ObservedReplica,
+    Peer,
 )
 from data_plane.wire.keys import KeyRecord
 
@@ -58,9 +59,11 @@ class FakeControl:
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
 
-    async def want(self, *replicas: DesiredReplica, keys: tuple[KeyRecord, ...] = ()) -> None:
+    async def want(
+        self, *replicas: DesiredReplica, keys: tuple[KeyRecord, ...] = (), peers: tuple[Peer, ...] = ()
+    ) -> None:
         async with self._news:
-            self._desired = DesiredState(str(int(self._desired.version) + 1), replicas, keys)
+            self._desired = DesiredState(str(int(self._desired.version) + 1), replicas, keys, peers)
             self._news.notify_all()
 
     async def until(self, said: Callable[[NodeReport], bool], timeout_s: float = 15.0) -> NodeReport:
