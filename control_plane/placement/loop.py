@@ -27,6 +27,10 @@ class PlacementLoop:
         async with leadership.database.transaction() as session:
             askew = await observe.askew(session)
             picture = await observe.picture(session, askew) if askew else observe.Picture()
+            overdue = await observe.overdue(session)
+        for replica_id, endpoint_id in overdue:
+            async with leadership.transaction() as session:
+                await apply.expire(session, endpoint_id, replica_id)
         for each in picture.askew:
             if each.steps.release:
                 async with leadership.transaction() as session:

@@ -31,6 +31,8 @@ HEARD_S = 12.0
 START_S = 3.0
 """What a start is taken to cost before one was seen."""
 CACHED_DAYS = 7
+PARKED_S = 900.0
+"""So long is a parked replica kept, where nobody needs its memory sooner."""
 
 
 @dataclass
@@ -75,6 +77,21 @@ async def askew(session: AsyncSession) -> list[UUID]:
         .order_by(EndpointTable.asked_at, EndpointTable.id)
     )
     return list((await session.execute(query)).scalars())
+
+
+async def overdue(session: AsyncSession) -> list[tuple[UUID, UUID]]:
+    """Parked replicas, with their endpoints, that have been parked for long, or are of a revision that is no more."""
+    old = ReplicaTable.released_at < func.clock_timestamp() - timedelta(seconds=PARKED_S)
+    query = (
+        select(ReplicaTable.id, EndpointTable.id)
+        .join(EndpointTable, EndpointTable.id == ReplicaTable.endpoint_id)
+        .where(
+            ReplicaTable.intent == "park",
+            ReplicaTable.status.not_in(ENDED),
+            old | (ReplicaTable.generation != EndpointTable.revision),
+        )
+    )
+    return [(replica, endpoint) for replica, endpoint in await session.execute(query)]
 
 
 async def picture(session: AsyncSession, ids: Sequence[UUID]) -> Picture:
@@ -251,7 +268,8 @@ def _resident(replica: ReplicaTable, endpoint: EndpointTable, work: Work, may_go
         spot=(str(replica.node_id), replica.device),
         standing=standing,
         holds_bytes=replica.promised_bytes - (kv_bytes if standing == "parked" else 0),
-        kv_bytes=kv_bytes if standing == "parked" else 0,
+        # the native decoder gives its cache back; on a GPU parking frees nothing yet
+        kv_bytes=kv_bytes if replica.device == "cpu" else 0,
         has_work=work.has_work,
         ready_for_s=None if since is None else max(0.0, (moment - since).total_seconds()),
         idle_s=work.idle_s,
