@@ -52,9 +52,6 @@ def deploy(
     With --min 0 it sleeps until a request arrives. With --quant auto it serves the fastest of the model's artifacts;
     one that it names and that is not there yet is made first. With --idle auto it is kept, and woken ahead of requests,
     by its own idle times. With --slo-ttft and --slo-itl it has as many replicas as hold that latency.
-
-    Examples: `ebb deploy chat --model smollm2`, `ebb deploy chat --model smollm2 --idle 30`,
-    `ebb deploy chat --model smollm2 --max 4 --slo-ttft 500 --slo-itl 50`.
     """
     body: Json = {
         **{"name": name, "model": model, "min": min_replicas, "max": max_replicas, "idle_s": idle_body(idle_s)},
