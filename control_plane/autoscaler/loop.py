@@ -1,43 +1,50 @@
-"""Asks the policy about every endpoint that is not asleep, and writes what it says. Knows nothing of placement."""
+"""Asks the policy about every endpoint that is awake or is to be woken, and writes what it says. Knows nothing of
+placement."""
 
 import math
 import time
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from uuid import UUID
 
-import msgspec
-from sqlalchemy import or_, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from control_plane.autoscaler.policy import GatewayDemand, Limits, Observation, decide
-from control_plane.db.clock import unix
+from control_plane.autoscaler import bearings, pauses
+from control_plane.autoscaler.bearing import Bearing
+from control_plane.autoscaler.bearings import Known
+from control_plane.autoscaler.keepalive import idle_limit_s, wake
+from control_plane.autoscaler.observe import has_work, observe
+from control_plane.autoscaler.pauses import Pause, Turn, turn
+from control_plane.autoscaler.policy import Decision, Limits, Observation, decide
+from control_plane.db.clock import db_now, unix
 from control_plane.db.loop import Leadership
 from control_plane.decisions.service import Basis
 from control_plane.endpoints import life, metrics
 from control_plane.endpoints.life import Held
-from control_plane.endpoints.specs import RevisionSpec
-from control_plane.endpoints.states import is_coming, serves
-from control_plane.endpoints.tables import DemandTable, EndpointTable, RevisionTable
+from control_plane.endpoints.tables import EndpointTable
 
 TICK_S = 5.0
 SOONEST_S = 0.05
+ROUNDING_S = 1e-3
 
 
 class AutoscalerLoop:
-    """Observe, decide (policy.py), apply. Nothing is kept between ticks."""
+    """Observe, decide (policy.py, keepalive.py), apply. Nothing is kept between ticks."""
 
     name = "autoscaler"
     topics: tuple[str, ...] = ("endpoints",)
     interval_s = TICK_S
 
     async def tick(self, leadership: Leadership) -> float | None:
-        """At every bell (gateways ring it while there is work), and when some endpoint's idle time is over."""
+        """At every bell (gateways ring it while there is work), when some endpoint's idle time is over, and when one is
+        to be woken."""
         started = time.perf_counter()
         async with leadership.database.transaction() as session:
-            awake = await _awake(session)
-        again_s = min([await self._one(leadership, endpoint_id) for endpoint_id in awake], default=TICK_S)
+            due, next_wake_s = await _due(session)
+        again_s = min([await self._one(leadership, endpoint_id) for endpoint_id in due], default=TICK_S)
         metrics.LOOP_SECONDS.labels(self.name).observe(time.perf_counter() - started)
-        return max(SOONEST_S, again_s)
+        return max(SOONEST_S, min(again_s, next_wake_s))
 
     async def _one(self, leadership: Leadership, endpoint_id: UUID) -> float:
         """Seconds after which to look again."""
@@ -55,11 +62,88 @@ class AutoscalerLoop:
                 return
             if held.circuit.is_open and held.endpoint.desired > 0:
                 await _retry(session, held)
-            limits, observed = await _observe(session, held)
-            decision = decide(observed, limits, held.now.timestamp())
+            view = await _look(session, held)
+            if view.turned is not None:
+                view = replace(view, pause=await pauses.take(session, held, view.turned))
+            if view.known is not None and view.learned is not None:
+                await bearings.write(session, held, view.known, view.learned)
+            decision = view.decision()
             if decision.desired != held.endpoint.desired:
-                asked = {"observed": observed, "limits": limits, "now": held.now.timestamp()}
-                await life.set_desired(session, held, decision.desired, decision.reason, Basis("autoscaler", asked))
+                await life.set_desired(session, held, decision.desired, decision.reason, view.basis())
+            if view.pause is not None and held.endpoint.desired == 0:
+                await _ahead(session, held, view.pause)
+
+
+@dataclass(frozen=True)
+class _View:
+    """One endpoint at one moment, with the idle time it is in and what is to be learned."""
+
+    now: float
+    limits: Limits
+    observed: Observation
+    turned: Turn | None
+    pause: Pause | None
+    known: Known | None
+    learned: Bearing | None
+
+    def decision(self) -> Decision:
+        """The policy's; where a plan says how long the endpoint is kept, the plan's reason stands beside it."""
+        observed, limits = self._asked()
+        decision = decide(observed, limits, self.now)
+        if self.pause is None or observed.desired <= decision.desired or observed.is_waking:
+            return decision
+        return replace(decision, reason=f"{decision.reason} {self.pause.plan.reason}")
+
+    def basis(self) -> Basis:
+        """What the policy was asked, so that it can be asked again."""
+        observed, limits = self._asked()
+        return Basis("autoscaler", {"observed": observed, "limits": limits, "now": self.now})
+
+    def _asked(self) -> tuple[Observation, Limits]:
+        """With the idle time of the plan, where there is one."""
+        if self.pause is None:
+            return self.observed, self.limits
+        seen, plan = self.observed, self.pause.plan
+        quiet_since = max(self.pause.began_at, seen.last_wake_at or 0.0, seen.last_ready_at or 0.0)
+        idle_s = idle_limit_s(plan, self.pause.began_at, quiet_since, self.now)
+        if seen.promised_until is not None:
+            idle_s = max(idle_s, seen.promised_until - quiet_since)
+        observed = replace(seen, last_work_at=self.pause.began_at)
+        # a stretch that is over ends now, not a rounding later
+        return observed, replace(self.limits, idle_s=max(0.0, idle_s - ROUNDING_S))
+
+
+async def _look(session: AsyncSession, held: Held) -> _View:
+    sight = await observe(session, held)
+    now = held.now.timestamp()
+    turned: Turn | None = None
+    pause: Pause | None = None
+    if held.endpoint.idle_auto:
+        began_at, pause = await pauses.look(session, held.endpoint)
+        busy = has_work(sight.observed, now)
+        if busy is not None:
+            turned = turn(began_at, has_work=busy, last_work_at=sight.observed.last_work_at, now=now)
+    learned = None if sight.known is None else bearings.news(sight.known, sight.observed, sight.latency, now)
+    return _View(now, sight.limits, sight.observed, turned, pause, sight.known, learned)
+
+
+async def _ahead(session: AsyncSession, held: Held, pause: Pause) -> None:
+    """Wakes a sleeping endpoint whose time has come, or notes when it comes. Never one that had to make room since its
+    last work, nor one that could not start: nobody asks for it yet."""
+    endpoint = held.endpoint
+    endpoint.wake_at = None
+    evicted_at = unix(endpoint.evicted_at)
+    if endpoint.max_replicas == 0 or endpoint.retry_at is not None or (evicted_at or 0.0) > pause.began_at:
+        return
+    now = held.now.timestamp()
+    planned = wake(pause.plan, pause.began_at, now)
+    if planned.is_due:
+        metrics.WAKES.labels("ahead").inc()
+        endpoint.last_wake_at = held.now
+        endpoint.promised_until = held.now + timedelta(seconds=planned.held_until - now)
+        await life.set_desired(session, held, 1, f"A request is expected. {pause.plan.reason}")
+    elif math.isfinite(planned.again_s):
+        endpoint.wake_at = held.now + timedelta(seconds=planned.again_s)
 
 
 async def _retry(session: AsyncSession, held: Held) -> None:
@@ -68,12 +152,16 @@ async def _retry(session: AsyncSession, held: Held) -> None:
         await life.settle(session, held, reason)
 
 
-async def _awake(session: AsyncSession) -> list[UUID]:
-    query = select(EndpointTable.id).where(
-        EndpointTable.deleted_at.is_(None),
-        or_(EndpointTable.desired > 0, EndpointTable.min_replicas > 0),
-    )
-    return list((await session.execute(query.order_by(EndpointTable.id))).scalars())
+async def _due(session: AsyncSession) -> tuple[list[UUID], float]:
+    """Endpoints to look at, and seconds until the next that sleeps is to be woken: those are all that is read of the
+    ones that sleep."""
+    now = func.clock_timestamp()
+    there = EndpointTable.deleted_at.is_(None)
+    is_due = or_(EndpointTable.desired > 0, EndpointTable.min_replicas > 0, EndpointTable.wake_at <= now)
+    ids = (await session.execute(select(EndpointTable.id).where(there, is_due).order_by(EndpointTable.id))).scalars()
+    later = select(func.min(EndpointTable.wake_at)).where(there, EndpointTable.wake_at > now)
+    wake_at = (await session.execute(later)).scalar_one()
+    return list(ids), math.inf if wake_at is None else (wake_at - await db_now(session)).total_seconds()
 
 
 async def _rest_s(session: AsyncSession, endpoint_id: UUID) -> float | None:
@@ -81,40 +169,17 @@ async def _rest_s(session: AsyncSession, endpoint_id: UUID) -> float | None:
     held = await life.peek(session, endpoint_id)
     if held is None:
         return TICK_S
-    metrics.DESIRED.labels(held.endpoint.name).set(held.endpoint.desired)
+    endpoint = held.endpoint
+    metrics.DESIRED.labels(endpoint.name).set(endpoint.desired)
     until_retry_s = math.inf
-    if held.endpoint.retry_at is not None and held.endpoint.desired > 0:
-        until_retry_s = (held.endpoint.retry_at - held.now).total_seconds()
+    if endpoint.retry_at is not None and endpoint.desired > 0:
+        until_retry_s = (endpoint.retry_at - held.now).total_seconds()
         if until_retry_s <= 0:
             return None
-    limits, observed = await _observe(session, held)
-    decision = decide(observed, limits, held.now.timestamp())
-    if decision.desired != held.endpoint.desired:
+    if endpoint.desired == 0 and endpoint.wake_at is not None and endpoint.wake_at <= held.now:
+        return None
+    view = await _look(session, held)
+    decision = view.decision()
+    if view.turned is not None or view.learned is not None or decision.desired != endpoint.desired:
         return None
     return min(decision.again_s, until_retry_s)
-
-
-async def _observe(session: AsyncSession, held: Held) -> tuple[Limits, Observation]:
-    endpoint = held.endpoint
-    spec_query = select(RevisionTable.spec).where(
-        RevisionTable.endpoint_id == endpoint.id, RevisionTable.number == endpoint.revision
-    )
-    spec = msgspec.convert((await session.execute(spec_query)).scalar_one(), RevisionSpec)
-    demand = (await session.execute(select(DemandTable).where(DemandTable.endpoint_id == endpoint.id))).scalars().all()
-    limits = Limits(endpoint.min_replicas, endpoint.max_replicas, endpoint.idle_s, spec.requests_per_replica)
-    worked = [row.last_work_at for row in demand if row.last_work_at is not None]
-    observed = Observation(
-        desired=endpoint.desired,
-        starting=sum(is_coming(life.view(replica)) for replica in held.replicas),
-        demand=tuple(GatewayDemand(row.running, row.waiting, row.reported_at.timestamp()) for row in demand),
-        last_work_at=_latest(worked),
-        last_wake_at=_latest([at for at in (endpoint.last_wake_at, endpoint.asked_at) if at is not None]),
-        last_ready_at=_latest([] if endpoint.last_ready_at is None else [endpoint.last_ready_at]),
-        promised_until=unix(endpoint.promised_until),
-        serving=sum(serves(life.view(replica)) for replica in held.replicas),
-    )
-    return limits, observed
-
-
-def _latest(moments: list[datetime]) -> float | None:
-    return max(moments).timestamp() if moments else None

@@ -1,35 +1,53 @@
 """How many replicas an endpoint should have. Pure; knows nothing of rows, loops, nodes or what a replica is.
 
 A policy takes what was observed and the time, and returns a number with its reason. "No data" is a value: while no
-gateway reports, what is stays.
+gateway reports, what is stays. Requests in hand count at once, those that wait in a gateway like those that run. Where
+the endpoint has a latency to hold, its work counts as well: tokens a second and KV held, against what a replica bears.
+Fewer are wanted only after a whole stable window in which fewer would have held all of it.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from control_plane.autoscaler.bearing import Bearing
+from control_plane.autoscaler.window import STABLE_S, Rates, together
 
 FRESH_S = 12.0
 """A gateway reports at least every 5 s: one that has missed two reports is not heard."""
 CALL_OFF_S = 5.0
 """A start that nobody waits for any more goes on this long: a client that tries again at once finds it under way."""
+PANIC_FACTOR = 1.5
+"""Work of the last seconds counts before it has filled the stable window where it is so many times what there are
+replicas for."""
+DOWN_SHARE = 0.8
+"""Those that remain must have been this busy at most: growing again needs a quarter more work than shrinking left."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the user asked for. `target` is the requests one replica should have at once."""
+    """What the user asked for. `target` is the requests one replica should have at once; `bears` what it bears within
+    the latency that the endpoint is to hold, None where there is none to hold or nothing was measured."""
 
     min: int
     max: int
     idle_s: float
     target: int
+    bears: Bearing | None = None
 
 
 @dataclass(frozen=True)
 class GatewayDemand:
-    """The last report of one gateway on one endpoint; times in Unix seconds."""
+    """The last report of one gateway on one endpoint; times in Unix seconds. The rates are those of window.py: of the
+    stable window, of the panic window, and the most that a panic window within the stable one had."""
 
     running: int
     waiting: int
     reported_at: float
+    kv_tokens: int = 0
+    stable: Rates | None = None
+    panic: Rates | None = None
+    peak: Rates | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +68,8 @@ class Observation:
     """Until then someone counts on a start though no request waits for it."""
     serving: int = 0
     """Replicas that take requests."""
+    raised_at: float | None = None
+    """When more were last wanted than before."""
 
     @property
     def is_waking(self) -> bool:
@@ -73,9 +93,8 @@ def decide(observed: Observation, limits: Limits, now: float) -> Decision:
     fresh = [report for report in observed.demand if now - report.reported_at <= FRESH_S]
     running = sum(report.running for report in fresh)
     waiting = sum(report.waiting for report in fresh)
-    load = running + waiting
-    if load > 0:
-        return _with_work(kept, running, waiting, limits)
+    if running + waiting > 0:
+        return _with_work(kept, fresh, observed, limits, now)
     if kept != observed.desired:
         return Decision(kept, f"The limits are now min {limits.min} and max {limits.max}.")
     if kept == limits.min:
@@ -86,7 +105,9 @@ def decide(observed: Observation, limits: Limits, now: float) -> Decision:
     if observed.is_waking:
         return _waking(kept, observed, limits, quiet_s, now)
     if quiet_s < limits.idle_s:
-        return Decision(kept, f"Idle for {quiet_s:.1f} s of {limits.idle_s:g} s.", limits.idle_s - quiet_s)
+        fewer = _fewer(kept, fresh, observed, limits, now)
+        idle = Decision(kept, f"Idle for {quiet_s:.1f} s of {limits.idle_s:g} s.", limits.idle_s - quiet_s)
+        return fewer or idle
     return Decision(limits.min, f"No work for {limits.idle_s:g} s.")
 
 
@@ -99,16 +120,66 @@ def _waking(kept: int, observed: Observation, limits: Limits, quiet_s: float, no
     return Decision(limits.min, "The start was called off: nobody waits any more.")
 
 
-def _with_work(kept: int, running: int, waiting: int, limits: Limits) -> Decision:
-    needed = math.ceil((running + waiting) / limits.target)
+def _with_work(
+    kept: int, fresh: Sequence[GatewayDemand], observed: Observation, limits: Limits, now: float
+) -> Decision:
+    running, waiting = sum(report.running for report in fresh), sum(report.waiting for report in fresh)
+    needed, why = math.ceil((running + waiting) / limits.target), f"{limits.target} to a replica"
+    by_work = _by_work(kept, fresh, limits)
+    if by_work is not None and by_work[0] > needed:
+        needed, why = by_work
     desired = _within(max(kept, needed, 1), limits)
     if desired > kept:
         return Decision(
             desired,
-            f"{running} running and {waiting} waiting requests, {limits.target} to a replica, need {needed} "
+            f"{running} running and {waiting} waiting requests, {why}, need {needed} "
             f"(min {limits.min}, max {limits.max}).",
         )
-    return Decision(desired, f"{running} running and {waiting} waiting requests.")
+    fewer = _fewer(kept, fresh, observed, limits, now, at_least=needed)
+    return fewer or Decision(desired, f"{running} running and {waiting} waiting requests.")
+
+
+def _by_work(kept: int, fresh: Sequence[GatewayDemand], limits: Limits) -> tuple[int, str] | None:
+    """Replicas that the work itself needs, and its figures. The KV that is held counts as it is now."""
+    stable, panic = together([one.stable for one in fresh]), together([one.panic for one in fresh])
+    if limits.bears is None or stable is None:
+        return None
+    kv_tokens = sum(report.kv_tokens for report in fresh)
+    usual = math.ceil(limits.bears.replicas(stable, kv_tokens))
+    if panic is not None:
+        lately = limits.bears.replicas(panic, kv_tokens)
+        if lately > usual and lately >= PANIC_FACTOR * max(1, kept):
+            return math.ceil(lately), f"and lately {_figures(panic, kv_tokens)} where one bears {limits.bears}"
+    return usual, f"and {_figures(stable, kv_tokens)} where one bears {limits.bears}"
+
+
+def _fewer(
+    kept: int, fresh: Sequence[GatewayDemand], observed: Observation, limits: Limits, now: float, at_least: int = 0
+) -> Decision | None:
+    """Fewer, but one, where they would have held the most there was in the whole of the last minute; else None."""
+    if kept <= max(limits.min, 1) or (observed.raised_at is not None and now - observed.raised_at < STABLE_S):
+        return None
+    peak = together([one.peak for one in fresh])
+    if peak is None or not peak.is_whole(STABLE_S):
+        return None
+    kv_tokens = sum(report.kv_tokens for report in fresh)
+    busy = peak.concurrency / limits.target
+    if limits.bears is not None:
+        busy = max(busy, limits.bears.replicas(peak, kv_tokens))
+    desired = _within(max(at_least, math.ceil(busy / DOWN_SHARE), 1), limits)
+    if desired >= kept:
+        return None
+    return Decision(
+        desired,
+        f"At most {peak.concurrency:.1f} requests at once and {_figures(peak, kv_tokens)} in the last {STABLE_S:g} s: "
+        f"{desired} of {kept} replicas would have held it.",
+    )
+
+
+def _figures(rates: Rates, kv_tokens: int) -> str:
+    return (
+        f"{rates.prefill_per_s:.0f} tokens/s of prompts, {rates.decode_per_s:.0f} of answers and {kv_tokens} held in KV"
+    )
 
 
 def _within(count: int, limits: Limits) -> int:

@@ -6,6 +6,7 @@ falls, the gateway began anew and what it had counted is not known. The windows 
 stable one that smooths, and a panic one that is a tenth of it (knative.dev, "Additional autoscaling configuration").
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,26 +32,36 @@ class Rates:
         return self.span_s >= window_s - SLACK_S
 
 
-NOTHING = Rates(0.0, 0.0, 0.0, 0.0)
-
-
 def rates(samples: Sequence[Sample], window_s: float, now: float, *, is_idle: bool = False) -> Rates | None:
-    """The mean work in the `window_s` before `now`; None where fewer than two moments are known.
+    """The mean work in the `window_s` before the last sample; None where fewer than two moments are known.
 
     `is_idle`: the gateway has no work since its last sample, so that its counters are the same at `now`.
     """
-    known = _since_restart(samples)
-    if is_idle and known and known[-1][0] < now:
-        known = [*known, (now, *known[-1][1:])]
+    known = _known(samples, now, is_idle)
+    return _last(known, window_s) if len(known) > 1 else None
+
+
+def peak(samples: Sequence[Sample], now: float, *, is_idle: bool = False) -> Rates | None:
+    """The most that any PANIC_S of the last STABLE_S had of each kind of work; None where fewer than two moments are
+    known. Its span is that of all that was looked at."""
+    known = _known(samples, now, is_idle)
     if len(known) < 2:
         return None
-    last = known[-1]
-    first = next((each for each in reversed(known[:-1]) if each[0] <= last[0] - window_s + SLACK_S / 2), known[0])
-    span_s = last[0] - first[0]
-    if span_s <= 0.0:
-        return None
-    busy, prefill, decode = ((last[at] - first[at]) / span_s for at in (1, 2, 3))
-    return Rates(busy, prefill, decode, span_s)
+    concurrency = prefill = decode = 0.0
+    at = 0
+    for end in range(1, len(known)):
+        last = known[end]
+        if last[0] <= now - STABLE_S and end < len(known) - 1:
+            continue
+        begin = last[0] - PANIC_S
+        while known[at + 1][0] <= begin:
+            at += 1
+        first = _interpolated(known, at, begin)
+        span_s = last[0] - first[0]
+        concurrency = max(concurrency, (last[1] - first[1]) / span_s)
+        prefill = max(prefill, (last[2] - first[2]) / span_s)
+        decode = max(decode, (last[3] - first[3]) / span_s)
+    return Rates(concurrency, prefill, decode, min(STABLE_S, known[-1][0] - known[0][0]))
 
 
 def together(each: Sequence[Rates | None]) -> Rates | None:
@@ -66,9 +77,44 @@ def together(each: Sequence[Rates | None]) -> Rates | None:
     )
 
 
-def _since_restart(samples: Sequence[Sample]) -> list[Sample]:
-    start = 0
-    for at in range(1, len(samples)):
-        if any(now < before for now, before in zip(samples[at], samples[at - 1], strict=True)):
-            start = at
-    return list(samples[start:])
+def _known(samples: Sequence[Sample], now: float, is_idle: bool) -> list[Sample]:
+    """The samples of one life of the gateway, in order of time, with what is known of `now`."""
+    known: list[Sample] = []
+    at = busy = prefill = decode = -math.inf
+    for sample in samples:
+        if sample[0] <= at:
+            continue
+        if sample[1] < busy or sample[2] < prefill or sample[3] < decode:
+            known = []
+        at, busy, prefill, decode = sample
+        known.append(sample)
+    if is_idle and known and at < now:
+        known.append((now, busy, prefill, decode))
+    return known
+
+
+def _last(known: Sequence[Sample], window_s: float) -> Rates:
+    """The mean over the window that ends with the last sample, or over as much of it as is known."""
+    last = known[-1]
+    begin = last[0] - window_s
+    at = len(known) - 2
+    while at > 0 and known[at][0] > begin:
+        at -= 1
+    first = _interpolated(known, at, begin)
+    span_s = last[0] - first[0]
+    return Rates((last[1] - first[1]) / span_s, (last[2] - first[2]) / span_s, (last[3] - first[3]) / span_s, span_s)
+
+
+def _interpolated(known: Sequence[Sample], at: int, begin: float) -> Sample:
+    """The counters at `begin`, which is not after the sample that follows `at`; those of `at` where it is before them
+    all. A gateway tells when work begins, so that what lies between two samples is spread evenly enough."""
+    first, after = known[at], known[at + 1]
+    if first[0] >= begin:
+        return first
+    part = (begin - first[0]) / (after[0] - first[0])
+    return (
+        begin,
+        first[1] + part * (after[1] - first[1]),
+        first[2] + part * (after[2] - first[2]),
+        first[3] + part * (after[3] - first[3]),
+    )

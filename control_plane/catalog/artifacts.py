@@ -103,6 +103,12 @@ async def keep(session: AsyncSession, model_id: UUID, result: ImportResult) -> N
     await session.execute(new.on_conflict_do_update(index_elements=["model_id", "quantization"], set_=facts))
 
 
+async def speed_of(session: AsyncSession, digest: str) -> dict[str, float]:
+    """What the artifact was measured to do when it was made, tokens a second by case; empty where it was not."""
+    query = select(ArtifactTable.speed).where(ArtifactTable.digest == digest, ArtifactTable.speed.is_not(None)).limit(1)
+    return (await session.execute(query)).scalar_one_or_none() or {}
+
+
 def primary(rows: Sequence[ArtifactTable]) -> ArtifactTable | None:
     """The one that stands for the model where only one is told: the plain one, else the oldest."""
     return next((row for row in rows if row.quantization == PLAIN), next(iter(rows), None))

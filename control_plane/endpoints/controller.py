@@ -46,7 +46,9 @@ class EndpointsController(Controller):
         rows = await service.list_endpoints(session, tenant_of(request))
         alive = await service.alive_replicas(session, [row.id for row in rows])
         specs = await service.specs(session, rows)
-        return Endpoints([to_endpoint(row, alive[row.id], specs[row.id], settings.gateway_url) for row in rows])
+        plans = await service.idle_plans(session, rows)
+        url = settings.gateway_url
+        return Endpoints([to_endpoint(row, alive[row.id], specs[row.id], url, plans.get(row.id)) for row in rows])
 
     @get("/{name:str}", opt=READ, summary="Show an endpoint")
     async def show(
@@ -55,7 +57,8 @@ class EndpointsController(Controller):
         """One endpoint."""
         row = await service.find(session, tenant_of(request), name)
         alive = await service.alive_replicas(session, [row.id])
-        return to_endpoint(row, alive[row.id], (await service.specs(session, [row]))[row.id], settings.gateway_url)
+        spec, plans = (await service.specs(session, [row]))[row.id], await service.idle_plans(session, [row])
+        return to_endpoint(row, alive[row.id], spec, settings.gateway_url, plans.get(row.id))
 
     @patch("/{name:str}", opt=ADMIN, summary="Change an endpoint's limits")
     async def scale(
@@ -128,8 +131,10 @@ class ReplicasController(Controller):
 
 
 async def _shown(session: AsyncSession, held: Held, settings: Settings) -> Endpoint:
-    spec: dict[str, Any] = (await service.specs(session, [held.endpoint]))[held.endpoint.id]
-    return to_endpoint(held.endpoint, held.replicas, spec, settings.gateway_url)
+    row = held.endpoint
+    spec: dict[str, Any] = (await service.specs(session, [row]))[row.id]
+    plans = await service.idle_plans(session, [row])
+    return to_endpoint(row, held.replicas, spec, settings.gateway_url, plans.get(row.id))
 
 
 def _text(sources: list[LogSource], tail: int, follow: bool) -> Stream:

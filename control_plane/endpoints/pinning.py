@@ -22,7 +22,7 @@ async def pin(session: AsyncSession, tenant_id: UUID, wanted: NewEndpoint, model
     """What a revision of `wanted` is. Raises Invalid, and Conflict where the artifact has yet to be made."""
     stored = artifacts.stored_name(wanted.quant)
     context = _context(wanted, model)
-    devices = await _devices(session, tenant_id)
+    devices = await known_devices(session, tenant_id)
     rows = (await artifacts.artifacts_of(session, [model.id]))[model.id]
     artifact = _artifact(rows, wanted, model, stored, devices)
     sizes = model.shape or {}
@@ -80,7 +80,8 @@ def _artifact(
     return found
 
 
-async def _devices(session: AsyncSession, tenant_id: UUID) -> tuple[KnownDevice, ...]:
+async def known_devices(session: AsyncSession, tenant_id: UUID) -> tuple[KnownDevice, ...]:
+    """The devices of the tenant's nodes."""
     return tuple(
         KnownDevice(node.name, "cpu" if each.kind == "cpu" else f"cuda:{each.index}", each.kind, each.memory_bytes)
         for node in await nodes.list_nodes(session, tenant_id)

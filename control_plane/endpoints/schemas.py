@@ -7,13 +7,20 @@ import msgspec
 from control_plane.catalog.quantization import AUTO, PLAIN, word
 from control_plane.catalog.schemas import Quant
 from control_plane.db.base import iso
+from control_plane.endpoints.idle import IDLE_AUTO, UNPLANNED
 from control_plane.endpoints.life import view
+from control_plane.endpoints.slo import Slo
 from control_plane.endpoints.states import ENDED, serves, waking_phase
 from control_plane.endpoints.tables import EndpointTable, ReplicaTable
 
 MOST_REPLICAS = 64
 Count = Annotated[int, msgspec.Meta(ge=0, le=MOST_REPLICAS)]
-IdleSeconds = Annotated[float, msgspec.Meta(ge=1, le=86_400)]
+Idle = Annotated[
+    float | str,
+    msgspec.Meta(
+        description="Seconds from 1 to 86400, or auto: by the endpoint's own idle times.", examples=["auto", 30]
+    ),
+]
 Priority = Literal["low", "normal", "high"]
 DEVICE = r"^(auto|cpu|cuda|cuda:[0-9]{1,2})$"
 
@@ -26,13 +33,14 @@ class NewEndpoint(msgspec.Struct, forbid_unknown_fields=True):
     model: Annotated[str, msgspec.Meta(min_length=1, max_length=63)]
     min: Count = 0
     max: Count = 1
-    idle_s: IdleSeconds = 30.0
+    idle_s: Idle = IDLE_AUTO
     context: Annotated[int, msgspec.Meta(ge=0, le=16_777_216)] = 0
     concurrency: Annotated[int, msgspec.Meta(ge=1, le=256)] = 32
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Annotated[str, msgspec.Meta(pattern=DEVICE, max_length=7)] = "auto"
     target: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
     quant: Quant = AUTO
+    slo: Slo | None = None
     priority: Priority = "normal"
     """Its place in line where memory is short, and what losing a replica of it weighs."""
 
@@ -42,13 +50,13 @@ class Scale(msgspec.Struct, forbid_unknown_fields=True):
 
     min: Count | None = None
     max: Count | None = None
-    idle_s: IdleSeconds | None = None
+    idle_s: Idle | None = None
     priority: Priority | None = None
 
 
 class Endpoint(msgspec.Struct, frozen=True):
     """An endpoint now. `endpoint` is its name again; `phase` is set while it is waking, `retry_at` while it failed;
-    `quant` is that of the artifact that its revision pins."""
+    `quant` is that of the artifact that its revision pins; `idle_plan` says what `idle_s` auto comes to."""
 
     id: str
     name: str
@@ -62,7 +70,9 @@ class Endpoint(msgspec.Struct, frozen=True):
     ready: int
     min: int
     max: int
-    idle_s: float
+    idle_s: Idle
+    idle_plan: str | None
+    slo: Slo | None
     priority: str
     url: str
     revision: int
@@ -105,8 +115,10 @@ class Replicas(msgspec.Struct, frozen=True):
     items: list[Replica]
 
 
-def to_endpoint(row: EndpointTable, alive: list[ReplicaTable], spec: dict[str, Any], gateway_url: str) -> Endpoint:
-    """The row as it is told; `alive`: its replicas that have not ended."""
+def to_endpoint(
+    row: EndpointTable, alive: list[ReplicaTable], spec: dict[str, Any], gateway_url: str, idle_plan: str | None = None
+) -> Endpoint:
+    """The row as it is told; `alive`: its replicas that have not ended; `idle_plan`: what keepalive.py planned last."""
     views = [view(replica) for replica in alive if replica.status not in ENDED]
     return Endpoint(
         id=str(row.id),
@@ -121,7 +133,9 @@ def to_endpoint(row: EndpointTable, alive: list[ReplicaTable], spec: dict[str, A
         ready=sum(serves(each) for each in views),
         min=row.min_replicas,
         max=row.max_replicas,
-        idle_s=row.idle_s,
+        idle_s=IDLE_AUTO if row.idle_auto else row.idle_s,
+        idle_plan=(idle_plan or UNPLANNED) if row.idle_auto else None,
+        slo=None if row.slo is None else msgspec.convert(row.slo, Slo),
         priority=row.priority,
         url=f"{gateway_url}/e/{row.name}/v1",
         revision=row.revision,

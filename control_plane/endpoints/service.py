@@ -10,16 +10,21 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from control_plane.catalog import artifacts
+from control_plane.catalog.quantization import word
 from control_plane.catalog.service import ready_model
 from control_plane.catalog.tables import ModelTable
 from control_plane.db.bells import ring
 from control_plane.endpoints import life, metrics
+from control_plane.endpoints.fit import kinds_of
+from control_plane.endpoints.idle import idle_of
 from control_plane.endpoints.life import Held
-from control_plane.endpoints.pinning import pin
+from control_plane.endpoints.pinning import known_devices, pin
 from control_plane.endpoints.schemas import NewEndpoint, Scale
+from control_plane.endpoints.slo import Slo, unmet
 from control_plane.endpoints.specs import RevisionSpec
 from control_plane.endpoints.states import ENDED, is_coming, waking_phase
-from control_plane.endpoints.tables import EndpointTable, ReplicaTable, RevisionTable
+from control_plane.endpoints.tables import EndpointTable, KeepaliveTable, ReplicaTable, RevisionTable
 from control_plane.errors import Conflict, Invalid, Missing
 from control_plane.events.service import record
 from data_plane.wire.names import NAME_RULE, is_name
@@ -38,8 +43,10 @@ async def deploy(session: AsyncSession, tenant_id: UUID, wanted: NewEndpoint) ->
     if not is_name(wanted.name):
         raise Invalid(f"An endpoint's name has {NAME_RULE}, and no '..'; this is '{wanted.name[:80]}'.", "name")
     _check_limits(wanted.min, wanted.max)
+    _idle(wanted.idle_s)
     model = await ready_model(session, tenant_id, wanted.model)
     spec = await pin(session, tenant_id, wanted, model)
+    await _check_slo(session, tenant_id, wanted.slo, spec)
     endpoint_id = await _find_id(session, tenant_id, wanted.name)
     held = None if endpoint_id is None else await life.hold(session, endpoint_id)
     if held is None or held.endpoint.deleted_at is not None:
@@ -56,7 +63,8 @@ async def scale(session: AsyncSession, tenant_id: UUID, name: str, change: Scale
     high = endpoint.max_replicas if change.max is None else change.max
     _check_limits(low, high, "min" if change.max is None else "max")
     endpoint.min_replicas, endpoint.max_replicas = low, high
-    endpoint.idle_s = endpoint.idle_s if change.idle_s is None else change.idle_s
+    if change.idle_s is not None:
+        endpoint.idle_auto, endpoint.idle_s = _idle(change.idle_s)
     endpoint.priority = change.priority or endpoint.priority
     await _limits_changed(session, held, "The limits were changed by request.")
     return held
@@ -70,7 +78,7 @@ async def remove(session: AsyncSession, tenant_id: UUID, name: str) -> None:
     held.endpoint.model_id = None
     held.endpoint.min_replicas = 0
     held.endpoint.desired = 0
-    held.endpoint.retry_at = None
+    held.endpoint.retry_at = held.endpoint.wake_at = None
     for replica in list(held.replicas):
         await life.release(session, held, replica, reason)
     await life.settle(session, held, reason)
@@ -156,6 +164,16 @@ async def alive_replicas(session: AsyncSession, endpoint_ids: list[UUID]) -> dic
     return found
 
 
+async def idle_plans(session: AsyncSession, rows: list[EndpointTable]) -> dict[UUID, str]:
+    """What was planned last for the idle times of those that sleep by themselves, in sentences."""
+    ids = [row.id for row in rows if row.idle_auto]
+    if not ids:
+        return {}
+    told = KeepaliveTable.plan["reason"].astext
+    query = select(KeepaliveTable.endpoint_id, told).where(KeepaliveTable.endpoint_id.in_(ids), told.is_not(None))
+    return {endpoint_id: reason for endpoint_id, reason in await session.execute(query)}
+
+
 async def specs(session: AsyncSession, rows: list[EndpointTable]) -> dict[UUID, dict[str, Any]]:
     """The spec of each endpoint's current revision."""
     query = (
@@ -172,6 +190,30 @@ async def specs(session: AsyncSession, rows: list[EndpointTable]) -> dict[UUID, 
 def _check_limits(low: int, high: int, param: str = "min") -> None:
     if low > high:
         raise Invalid(f"min is {low} and max is {high}: min must not be more than max. Lower min or raise max.", param)
+
+
+async def _check_slo(session: AsyncSession, tenant_id: UUID, slo: Slo | None, spec: RevisionSpec) -> None:
+    """Refuses a latency that the artifact was measured not to have, alone and at best, on the devices in question."""
+    if slo is None or kinds_of(spec.device, await known_devices(session, tenant_id))[0] != "cpu":
+        return  # speeds are measured where artifacts are made, which is a CPU: they say nothing of a GPU
+    if fault := unmet(await artifacts.speed_of(session, spec.artifact), slo):
+        param, sentence = fault
+        raise Invalid(
+            f"{sentence}, or deploy a faster artifact of '{spec.model}' than its {word(spec.quantization)} one.",
+            f"slo.{param}",
+            code="slo_unmet",
+        )
+
+
+def _idle(given: float | str) -> tuple[bool, float]:
+    try:
+        return idle_of(given)
+    except ValueError as error:
+        raise Invalid(str(error), "idle_s") from error
+
+
+def _stored(slo: Slo | None) -> dict[str, Any] | None:
+    return None if slo is None or slo.is_any else msgspec.to_builtins(slo)
 
 
 async def _find_id(session: AsyncSession, tenant_id: UUID, name: str) -> UUID | None:
@@ -193,6 +235,7 @@ async def _create(
     session: AsyncSession, tenant_id: UUID, wanted: NewEndpoint, model: ModelTable, spec: RevisionSpec
 ) -> Held:
     reason = f"Deployed from model '{model.name}'."
+    idle_auto, idle_s = _idle(wanted.idle_s)
     row = EndpointTable(
         tenant_id=tenant_id,
         name=wanted.name,
@@ -201,7 +244,9 @@ async def _create(
         revision=1,
         min_replicas=wanted.min,
         max_replicas=wanted.max,
-        idle_s=wanted.idle_s,
+        idle_s=idle_s,
+        idle_auto=idle_auto,
+        slo=_stored(wanted.slo),
         priority=wanted.priority,
         desired=0,
         state="zero",
@@ -227,7 +272,9 @@ async def _revise(
     session: AsyncSession, held: Held, wanted: NewEndpoint, model: ModelTable, spec: RevisionSpec
 ) -> None:
     endpoint = held.endpoint
-    endpoint.min_replicas, endpoint.max_replicas, endpoint.idle_s = wanted.min, wanted.max, wanted.idle_s
+    endpoint.min_replicas, endpoint.max_replicas = wanted.min, wanted.max
+    endpoint.idle_auto, endpoint.idle_s = _idle(wanted.idle_s)
+    endpoint.slo = _stored(wanted.slo)
     endpoint.priority = wanted.priority
     current = select(RevisionTable.spec).where(
         RevisionTable.endpoint_id == endpoint.id, RevisionTable.number == endpoint.revision
@@ -249,6 +296,8 @@ async def _revise(
 async def _limits_changed(session: AsyncSession, held: Held, reason: str) -> None:
     """Min is met and max is kept at once; everything between is the autoscaler's."""
     endpoint = held.endpoint
+    if not endpoint.idle_auto:
+        endpoint.wake_at = None
     desired = max(endpoint.min_replicas, min(endpoint.max_replicas, endpoint.desired))
     await life.close_circuit(session, held, reason)
     await life.set_desired(session, held, desired, reason)

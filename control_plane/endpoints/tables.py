@@ -39,7 +39,7 @@ class EndpointTable(TenantRow):
     idle_auto: Mapped[bool] = mapped_column(default=False, server_default=false())
     """It sleeps and wakes by its own idle times (autoscaler/keepalive.py)."""
     slo: Mapped[dict[str, Any] | None]
-    """The latency it is to hold, where it has one: schemas.Slo."""
+    """The latency it is to hold, where it has one: slo.Slo."""
     priority: Mapped[str] = mapped_column(server_default="normal", default="normal")
     """low, normal or high: its place in line, and what losing a replica of it weighs."""
     desired: Mapped[int]
@@ -174,8 +174,7 @@ class DemandTable(Base):
 
 
 class GatewayTable(Base):
-    """A gateway, and when it was last heard. It names only endpoints whose work changed: the others are as they
-    were."""
+    """A gateway, and when it was last heard. It names only endpoints whose work changed: others are as they were."""
 
     __tablename__ = "gateways"
 
@@ -205,7 +204,7 @@ class BearingTable(Base):
     device: Mapped[str] = mapped_column(primary_key=True)
     """`cpu` or `cuda`."""
     slo: Mapped[str] = mapped_column(primary_key=True)
-    """`schemas.Slo.word`: the same for all endpoints that ask for the same."""
+    """`slo.Slo.word`: the same for all endpoints that ask for the same."""
     prefill_per_s: Mapped[float]
     decode_per_s: Mapped[float]
     source: Mapped[str]

@@ -54,7 +54,7 @@ class Gateway:
         self.in_flight = InFlight()
         self.auth = Auth()
         self.limits = Limiter()
-        self.demand = Demand(asyncio.get_running_loop().time())
+        self.demand = Demand()
         self._control = ControlClient(settings)
         self._runners = RunnerClient(settings.runner)
         self.knowledge = Knowledge(settings.route_policy)

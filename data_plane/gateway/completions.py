@@ -80,7 +80,8 @@ class Completions:
         session = exchange.session or parsed.prompt_cache_key or parsed.user
         aim = Asked(chain_of(parsed, exchange.tenant), session)
         until = exchange.arrived + hold_s
-        with self._admission.enter(exchange, route, parsed, len(body)) as admitted, self._demand.working(route.id):
+        admission, demand = self._admission.enter(exchange, route, parsed, len(body)), self._demand
+        with admission as admitted, demand.working(route.id, exchange, admitted.meter):
             call = Call(exchange, route, path, asked, body, hold_s, until, int(time.time()), admitted, aim)
             self._attempts.note_request(call)
             return await (self._stream(call) if parsed.stream else self._whole(call))

@@ -1,4 +1,5 @@
 """What work there is on each endpoint, told to the control plane: at once when it begins or ends, else now and then.
+What did not change is not told again, so that hundreds of endpoints that sleep cost nothing.
 
 Knows nothing of what the work is, nor what the autoscaler makes of it.
 """
@@ -9,6 +10,9 @@ from collections.abc import Callable
 import structlog
 
 from data_plane.gateway.control import Backoff, ControlClient, ControlUnavailable, NoSuchEndpoint
+from data_plane.gateway.exchange import Exchange
+from data_plane.gateway.meter import Meter
+from data_plane.gateway.tally import Tally, Work
 from data_plane.router.table import RouteTable
 from data_plane.wire.routes import DemandReport, EndpointDemand
 
@@ -21,71 +25,63 @@ _log = structlog.get_logger()
 
 
 class Demand:
-    """Requests in hand by endpoint, and when each endpoint's last one ended (seconds of the loop's clock)."""
+    """Requests in hand by endpoint, what they come to, and when each endpoint's last one ended."""
 
-    def __init__(self, started: float) -> None:
+    def __init__(self) -> None:
         self.turned = asyncio.Event()
-        self._started = started
-        self._in_hand: dict[str, int] = {}
-        self._ended: dict[str, float] = {}
+        self._tallies: dict[str, Tally] = {}
+        self._ended: set[str] = set()
+        """Whose work ended since that was last told."""
 
-    def working(self, endpoint_id: str) -> "Work":
+    def working(self, endpoint_id: str, exchange: Exchange | None = None, meter: Meter | None = None) -> Work:
         """The body of this is work on the endpoint, held or running."""
-        return Work(self, endpoint_id)
+        return Work(self, endpoint_id, exchange, meter)
 
-    def begin(self, endpoint_id: str) -> None:
+    def begin(self, work: Work) -> None:
         """One more request in hand."""
-        count = self._in_hand.get(endpoint_id, 0)
-        self._in_hand[endpoint_id] = count + 1
-        if count == 0:
+        now = asyncio.get_running_loop().time()
+        tally = self._tallies.get(work.endpoint_id)
+        if tally is None:
+            tally = self._tallies[work.endpoint_id] = Tally(now)
+        tally.begin(work, now)
+        if tally.in_hand == 1:
             self.turned.set()
 
-    def end(self, endpoint_id: str) -> None:
+    def end(self, work: Work) -> None:
         """One less."""
-        left = self._in_hand[endpoint_id] - 1
-        if left:
-            self._in_hand[endpoint_id] = left
-        else:
-            del self._in_hand[endpoint_id]
-            self._ended[endpoint_id] = asyncio.get_running_loop().time()
+        tally = self._tallies[work.endpoint_id]
+        tally.end(work, asyncio.get_running_loop().time())
+        if not tally.in_hand:
+            self._ended.add(work.endpoint_id)
             self.turned.set()
 
     @property
     def busy(self) -> bool:
         """Whether any endpoint has work."""
-        return bool(self._in_hand)
+        return any(tally.in_hand for tally in self._tallies.values())
 
     @property
     def total(self) -> int:
         """All requests in hand."""
-        return sum(self._in_hand.values())
+        return sum(tally.in_hand for tally in self._tallies.values())
+
+    def news(self, *, whole: bool) -> list[str]:
+        """Endpoints that have work, and those whose work ended since this was last asked. `whole`: all that had any."""
+        ended, self._ended = self._ended, set()
+        return [id for id, tally in self._tallies.items() if whole or tally.in_hand or id in ended]
 
     def of(self, endpoint_id: str, waiting: int, now: float) -> EndpointDemand:
-        """The endpoint's demand. Where this gateway never saw work, it has been idle since the gateway started."""
-        in_hand = self._in_hand.get(endpoint_id, 0)
-        idle_for_s = 0.0 if in_hand else now - self._ended.get(endpoint_id, self._started)
-        return EndpointDemand(endpoint_id, running=in_hand - waiting, waiting=waiting, idle_for_s=idle_for_s)
+        """The endpoint's demand. Where this gateway never saw work of it, it has nothing to say of its idle time."""
+        tally = self._tallies.get(endpoint_id)
+        if tally is None:
+            return EndpointDemand(endpoint_id, 0, 0, None)
+        return tally.demand(endpoint_id, waiting, now)
 
     def forget_all_but(self, endpoint_ids: set[str]) -> None:
-        """Drop what is known of endpoints that are gone."""
-        for gone in self._ended.keys() - endpoint_ids:
-            del self._ended[gone]
-
-
-class Work:
-    """One request's part of the demand. A context manager of its own: contextlib's costs 4 us a request, this one 1."""
-
-    __slots__ = ("_demand", "_endpoint_id")
-
-    def __init__(self, demand: Demand, endpoint_id: str) -> None:
-        self._demand = demand
-        self._endpoint_id = endpoint_id
-
-    def __enter__(self) -> None:
-        self._demand.begin(self._endpoint_id)
-
-    def __exit__(self, *_: object) -> None:
-        self._demand.end(self._endpoint_id)
+        """Drop what is known of endpoints that are gone and have no work left."""
+        for gone in self._tallies.keys() - endpoint_ids:
+            if not self._tallies[gone].in_hand:
+                del self._tallies[gone]
 
 
 class DemandReporter:
@@ -99,13 +95,16 @@ class DemandReporter:
         self._table = table
         self._waiting = waiting
         self._control = control
+        self._is_whole = True
 
     def report(self) -> DemandReport:
-        """Demand on every endpoint there is, now."""
+        """What is new of demand, now; after a report that was lost, all of it."""
         now = asyncio.get_running_loop().time()
-        ids = [route.id for route in self._table.all()]
-        self._demand.forget_all_but(set(ids))
-        return DemandReport(self._name, tuple(self._demand.of(id, self._waiting(id), now) for id in ids))
+        there = {route.id for route in self._table.all()}
+        self._demand.forget_all_but(there)
+        ids = [id for id in self._demand.news(whole=self._is_whole) if id in there]
+        told = tuple(self._demand.of(id, self._waiting(id), now) for id in ids)
+        return DemandReport(self._name, told, self._is_whole)
 
     async def run(self) -> None:
         """Report until cancelled. While the control plane is away, only the latest report is worth sending."""
@@ -115,8 +114,10 @@ class DemandReporter:
             try:
                 if self._table.received:
                     await self._control.report(self.report())
+                    self._is_whole = False
                 backoff.reset()
             except (ControlUnavailable, NoSuchEndpoint) as error:
+                self._is_whole = True
                 pause_s = backoff.next_s()
                 _log.warning("demand_not_reported", reason=str(error), retry_in_s=round(pause_s, 2))
                 await asyncio.sleep(pause_s)

@@ -25,6 +25,7 @@ _DIGITS = tuple(b"0123456789"[digit : digit + 1] for digit in range(10))
 
 class _Usage(msgspec.Struct, frozen=True):
     total_tokens: int = 0
+    completion_tokens: int = 0
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -41,7 +42,7 @@ class Meter:
         self.prompt = prompt
         self.estimate = max(1, prompt + completion)
         self._relayed_bytes = 0
-        self._told: int | None = None
+        self._told: tuple[int, int] | None = None  # of all, of the answer
 
     @classmethod
     def of(cls, request: ChatRequest | CompletionRequest, body_bytes: int, context: int) -> "Meter":
@@ -56,8 +57,13 @@ class Meter:
     def used(self) -> int:
         """Tokens of prompt and answer so far."""
         if self._told is not None:
-            return self._told
+            return self._told[0]
         return self.prompt + math.ceil(self._relayed_bytes / EVENT_BYTES) if self._relayed_bytes else 0
+
+    @property
+    def completed(self) -> int:
+        """Tokens of the answer so far."""
+        return math.ceil(self._relayed_bytes / EVENT_BYTES) if self._told is None else self._told[1]
 
     def relay(self, events: bytes) -> bytes:
         """Whole events on their way to the client: what is to be passed on of them."""
@@ -68,19 +74,21 @@ class Meter:
         if not at and not events.startswith(_COMMENT[1:]):
             return events
         end = events.find(b"\n\n", at) + 2
-        self._told = _sum(events[at + len(_COMMENT) - 1 : end])
+        self._told = _counts(events[at + len(_COMMENT) - 1 : end])
         return events[:at] + events[end:]
 
     def whole(self, body: bytes) -> None:
         """A whole answer on its way to the client."""
         try:
-            self._told = _ANSWER.decode(body).usage.total_tokens
+            usage = _ANSWER.decode(body).usage
+            self._told = usage.total_tokens, usage.completion_tokens
         except msgspec.DecodeError:  # an error, or an answer that tells no usage: the client gets it as it is
             self._told = None
 
 
-def _sum(words: bytes) -> int | None:
+def _counts(words: bytes) -> tuple[int, int] | None:
     try:
-        return sum(int(word) for word in words.split()[:2])
+        counts = [int(word) for word in words.split()[:2]]
+        return sum(counts), counts[-1] if len(counts) > 1 else 0
     except ValueError:  # no comment of ours after all: counting goes on
         return None

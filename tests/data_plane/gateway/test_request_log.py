@@ -47,7 +47,7 @@ async def test_an_endpoint_that_turns_often_is_told_of_now_and_then() -> None:
         async def report(self, report: DemandReport) -> None:
             reports.append(report)
 
-    table, demand = RouteTable(), Demand(0.0)
+    table, demand = RouteTable(), Demand()
     table.update(GatewayState("1", (EndpointRoute("e", "t", "chat", "m", "live", 0, 1),), ()), 0.0)
     reporter = DemandReporter("g", demand, table, lambda _id: 0, cast(Any, Control()))
     loop = asyncio.create_task(reporter.run())

@@ -266,15 +266,16 @@ async def test_demand_is_reported(world: World) -> None:
     held = asyncio.create_task(fetch(world, path="/e/asleep/v1/chat/completions", body=chat(model=None)))
 
     def latest() -> dict[str, tuple[int, int]]:
-        reports = world.control.demand
-        return {one.endpoint_id: (one.running, one.waiting) for one in reports[-1].endpoints} if reports else {}
+        told = [one for report in world.control.demand for one in report.endpoints]
+        return {one.endpoint_id: (one.running, one.waiting) for one in told}
 
     await eventually(lambda: latest() == {"id-chat": (1, 0), "id-asleep": (0, 1)}, within_s=3)
     assert all(one.idle_for_s == 0.0 for one in world.control.demand[-1].endpoints)
     running.cancel()
     held.cancel()
     await eventually(lambda: latest() == {"id-chat": (0, 0), "id-asleep": (0, 0)}, within_s=1)
-    assert all(0 <= one.idle_for_s < 1 for one in world.control.demand[-1].endpoints)
+    assert world.control.demand[0].is_whole and not world.control.demand[-1].is_whole
+    assert all(one.idle_for_s is not None and 0 <= one.idle_for_s < 1 for one in world.control.demand[-1].endpoints)
     with pytest.raises(asyncio.CancelledError):
         await running
 
