@@ -59,7 +59,7 @@ def test_deploy_sends_every_flag_and_prints_the_url_alone(ebb: Any, platform: St
     assert result.out == ENDPOINT["url"] + "\n"
     assert platform.asked[0][2] == {
         **{"name": "chat", "model": "smollm2", "min": 1, "max": 3, "idle_s": 60, "context": 2048},
-        **{"concurrency": 8, "dtype": "float32", "quant": "auto"},
+        **{"concurrency": 8, "dtype": "float32", "quant": "auto", "priority": "normal"},
     }
 
 
