@@ -182,6 +182,15 @@ def wake(
     stderr().print(f"Endpoint '{name}' is {endpoint['state']}.")
 
 
+def sleep(name: NameArgument, home: HomeOption = DEFAULT_HOME, output: OutputOption = Output.table) -> None:
+    """Stop an endpoint's replicas now, when their requests have ended; the next request wakes it."""
+    with Api.open(home) as api:
+        endpoint = api.post(f"/endpoints/{segment(name)}/sleep")
+    if output is Output.json:
+        return print_json(endpoint)
+    stderr().print(f"Endpoint '{name}' is {endpoint['state']}.")
+
+
 def _wait_live(api: Api, name: str) -> Json:
     def check() -> str | None:
         found = api.get(f"/endpoints/{segment(name)}")

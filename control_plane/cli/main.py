@@ -11,6 +11,7 @@ from control_plane.cli import (
     bench_decide,
     bench_gateway,
     bench_place,
+    bench_wake,
     chat,
     doctor,
     endpoints,
@@ -70,6 +71,7 @@ _add(
     "cat question.txt | ebb chat chat",
 )
 _add("wake", ENDPOINTS, endpoints.wake, "ebb wake chat", "ebb wake chat --wait")
+_add("sleep", ENDPOINTS, endpoints.sleep, "ebb sleep chat")
 _add(
     "scale",
     ENDPOINTS,
@@ -106,6 +108,13 @@ bench.app.command(
 bench.app.command(
     "place", epilog=examples_of("ebb bench place", "ebb bench place --endpoints 10,100,1000,10000 -o json")
 )(bench_place.place)
+bench.app.command(
+    "wake",
+    epilog=examples_of(
+        "ebb bench wake --url http://127.0.0.1:7071/e/chat/v1 --times 20",
+        "ebb bench wake --url http://127.0.0.1:7071/e/chat/v1 --peer-command 'llama-server -m m.gguf --port {port}'",
+    ),
+)(bench_wake.wake)
 app.add_typer(bench.app, name="bench", rich_help_panel=ACCESS)
 simulate.app.command(
     "decision",

@@ -84,6 +84,13 @@ class EndpointsController(Controller):
         """As a request would; 409 where it cannot start now."""
         return await _shown(session, await service.wake_by_name(session, tenant_of(request), name), settings)
 
+    @post("/{name:str}/sleep", opt=ADMIN, status_code=202, summary="Put an endpoint to sleep")
+    async def sleep(
+        self, request: AuthRequest, session: RequestSession, settings: NamedDependency[Settings], name: FromPath[str]
+    ) -> Endpoint:
+        """Its replicas finish what they have and end; the next request wakes it. 409 where its min is not 0."""
+        return await _shown(session, await service.sleep_by_name(session, tenant_of(request), name), settings)
+
     @get("/{name:str}/logs", opt=READ, summary="Read the logs of an endpoint's replicas")
     async def logs(
         self,

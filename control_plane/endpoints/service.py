@@ -95,6 +95,18 @@ async def wake_by_name(session: AsyncSession, tenant_id: UUID, name: str) -> Hel
     return held
 
 
+async def sleep_by_name(session: AsyncSession, tenant_id: UUID, name: str) -> Held:
+    """To zero now, whatever its idle time is. Raises Missing, and Conflict where it has to have replicas."""
+    held = await _hold_by_name(session, tenant_id, name)
+    least = held.endpoint.min_replicas
+    if least > 0:
+        message = f"Endpoint '{name}' has a min of {least}. Lower it with 'ebb scale {name} --min 0' for it to sleep."
+        raise Conflict(message, code="has_min")
+    held.endpoint.promised_until = None
+    await life.set_desired(session, held, 0, "Put to sleep by request.")
+    return held
+
+
 async def wake_by_id(session: AsyncSession, endpoint_id: UUID, waiting: int, again_s: float = 0.0) -> WakeAnswer:
     """The wake of a gateway that holds `waiting` requests, or sent one away for `again_s` seconds (0: none).
 

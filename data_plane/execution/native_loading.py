@@ -45,7 +45,7 @@ def load(artifact_dir: Path, options: LoadOptions, on_phase: Callable[[str], Non
     on_phase("mapped")
     loaded = build(artifact.config, ArtifactSource(artifact), options)
     on_phase("warming")
-    touch(loaded.executor, loaded.config)
+    touch(loaded.executor)
     return loaded
 
 

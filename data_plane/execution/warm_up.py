@@ -7,15 +7,12 @@ from data_plane.engine.sampling import SamplingParams
 
 WARM_UP_TOKENS = 32
 """Enough for every operator of a prefill to have run once; the weights are paged in by the way."""
-NATIVE_TOKENS = 2
-"""The native decoder computes a prefill and a decode alike: what is left is to page the weights in."""
 
 
-def touch(executor: Executor, config: EngineConfig) -> None:
-    """The least step that goes through all weights, greedy and sampled: for executors with one path for all steps."""
-    length = min(NATIVE_TOKENS, config.max_num_batched_tokens, config.max_model_len)
+def touch(executor: Executor) -> None:
+    """The least step that pages all weights in. For executors that compute a prefill and a decode alike."""
     params = SamplingParams(max_tokens=1, temperature=1.0, top_p=0.9)
-    executor.run(Batch((Row("warm-up", [0] * length, 0, [0], params, seed=0, wants_token=True),)))
+    executor.run(Batch((Row("warm-up", [0], 0, [0], params, seed=0, wants_token=True),)))
 
 
 def warm_up(executor: Executor, config: EngineConfig) -> None:

@@ -1,5 +1,6 @@
 """Starts the program of a runner: its spec file, its environment, its log, its own session. Watches nothing."""
 
+import contextlib
 import os
 import resource
 import subprocess
@@ -29,6 +30,10 @@ PASSED_ON = (
     "NVIDIA_VISIBLE_DEVICES",
     "NVIDIA_DRIVER_CAPABILITIES",
 )
+
+
+FIRST_TO_GO = 500
+"""Of -1000 (never) to 1000 (before all others); a process that says nothing has 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +108,18 @@ def start(command: list[str], log_path: Path, folder: Path, stdin: int) -> subpr
             umask=0o077,
         )
     _no_core_dump(child.pid)
+    _first_to_go(child.pid)
     return child
 
 
 def _append_private(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+
+def _first_to_go(pid: int) -> None:
+    """Where memory runs out the kernel shall take a runner, which is replaced, and not what holds all of them up."""
+    with contextlib.suppress(OSError):  # not Linux, or it ended already
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(FIRST_TO_GO))
 
 
 def _no_core_dump(pid: int) -> None:

@@ -10,13 +10,24 @@ LOG_CHARACTERS = 800
 
 
 def judge(
-    *, asked: Asked, was_ready: bool, status: RunnerStatus | None, code: int | None, log_tail: str
+    *,
+    asked: Asked,
+    was_ready: bool,
+    status: RunnerStatus | None,
+    code: int | None,
+    log_tail: str,
+    shortage: str = "",
 ) -> StartFailure | None:
-    """None: it stopped as it should. `code` is negative for a signal, None where nobody could learn it."""
+    """None: it stopped as it should. `code` is negative for a signal, None where nobody could learn it. `shortage`: how
+    the memory stood, where the kernel killed something for want of it just now."""
     if asked != "run":
         return None  # also of one that is parked: nobody waits for it
     if status is not None and status.failure is not None:
         return status.failure
+    if code == -signal.SIGKILL and shortage:
+        when = "while it served" if was_ready else "before it was ready"
+        message = f"The kernel killed the runner {when}: there is not enough memory. {shortage}"
+        return StartFailure(message=message, fatal=False)
     if was_ready:
         told = status is not None and status.phase in ("draining", "stopped")
         if code == 0 or (code is None and told):

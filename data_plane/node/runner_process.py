@@ -15,7 +15,7 @@ import msgspec
 import psutil
 import structlog
 
-from data_plane.node import processes, residency
+from data_plane.node import devices, oom, processes, residency
 from data_plane.node.diff import Condition, Running
 from data_plane.node.launch import RunnerSettings
 from data_plane.node.logfile import read_tail
@@ -68,6 +68,9 @@ class RunnerProcess:
         self._status_stamp: tuple[int, int] | None = None
         self._progress_at = time.monotonic()
         self._asked_at = self._progress_at
+        now = oom.kills()
+        self._oom_kills = (now, now)
+        """At the look before the last and at the last: a process that is killed goes on for a while."""
         self._told_at = 0.0
         self._is_parking = False
         """It was told to park, and not yet to serve again: it refuses requests even where it still says ready."""
@@ -147,8 +150,11 @@ class RunnerProcess:
         """Reads what changes without an event: memory, and a status that the runner changed by itself."""
         if self.record.ended is None:
             with contextlib.suppress(psutil.Error):  # it ended this instant: the watch will say so
-                self.memory = residency.read(self.record.pid)
-                self._fixed_bytes = max(self._fixed_bytes, self.memory.fixed_bytes)
+                used = residency.read(self.record.pid)
+                if used.now_bytes:  # none: it is a zombie
+                    self.memory = used
+                    self._fixed_bytes = max(self._fixed_bytes, used.fixed_bytes)
+                    self._oom_kills = (self._oom_kills[1], oom.kills())
             self._look()
             self._feel_pulse()
             if self._watch is not None:
@@ -307,7 +313,17 @@ class RunnerProcess:
             was_ready=self.record.was_ready,
             status=self._status,
             code=code,
+            shortage=self._shortage(),
             log_tail=read_tail(self._paths.log(self.record.replica_id), LOG_LINES)[0].decode(errors="replace"),
+        )
+
+    def _shortage(self) -> str:
+        if not oom.rose(self._oom_kills[0], oom.kills()):
+            return ""
+        had, free = self.memory.now_bytes >> 20, devices.memory().free_bytes >> 20
+        return (
+            f"It had {had} MiB when it was last looked at, and {free} MiB are free on this machine without it."
+            " Deploy it with a smaller --context or --concurrency, let others sleep, or use a larger machine."
         )
 
     def judge_absent(self) -> None:

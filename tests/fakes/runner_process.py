@@ -2,7 +2,8 @@
 
 What it does is read from `fake.json` in the artifact's folder, since a runner is given hardly any environment:
     {"fail": "fatal" | "retry", "die_in": "loading", "die_code": 3, "die_signal": 9, "hang_in": "loading",
-     "ignore_sigterm": true, "load_s": 0.05, "drain_s": 0.0, "say": "a line for the log", "with_child": true}
+     "grow_mb_in": ["loading", 200], "grow_mb": 200 (at SIGUSR1), "ignore_sigterm": true, "load_s": 0.05,
+     "drain_s": 0.0, "say": "a line for the log", "with_child": true}
 `python tests/fakes/runner_process.py --spec FILE`, or `--standby`, as the real one.
 """
 
@@ -44,6 +45,8 @@ class FakeRunner:
 
     async def enter(self, phase: str) -> None:
         self.tell(phase)
+        if self.hooks.get("grow_mb_in", [None])[0] == phase:
+            self.grow(self.hooks["grow_mb_in"][1])
         if self.hooks.get("hang_in") == phase:
             await asyncio.sleep(3600)
         if self.hooks.get("die_in") == phase:
@@ -53,6 +56,9 @@ class FakeRunner:
             os._exit(self.hooks.get("die_code", 3))
         await asyncio.sleep(self.hooks.get("load_s", 0.03))
 
+    def grow(self, megabytes: int) -> None:
+        self.memory = b"1" * (megabytes << 20)
+
     async def drain(self) -> None:
         self.tell("draining")
         await asyncio.sleep(self.hooks.get("drain_s", 0.0))
@@ -60,6 +66,7 @@ class FakeRunner:
 
     async def serve(self) -> int:
         loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, lambda: self.grow(self.hooks.get("grow_mb", 0)))
         ignore = self.hooks.get("ignore_sigterm", False)
         loop.add_signal_handler(signal.SIGTERM, lambda: None if ignore else self.done.set())
         print(f"fake runner of {self.spec['replica_id']}", sorted(os.environ), flush=True)

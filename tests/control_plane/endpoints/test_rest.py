@@ -181,3 +181,14 @@ async def test_a_node_that_cannot_be_reached_is_said_in_the_log_itself() -> None
     ]
     text = b"".join([piece async for piece in stream(sources, 10, False)]).decode()
     assert text.count("cannot be reached") == 2 and "==> replica r1 <==" in text
+
+
+async def test_sleep_is_refused_where_replicas_must_run(stocked: Client) -> None:
+    answer = await stocked.post("/api/v1/endpoints", json={"name": "chat", "model": "tiny", "min": 1})
+    assert answer.status_code == 201, answer.text
+    refused = await stocked.post("/api/v1/endpoints/chat/sleep")
+    assert refused.status_code == 409 and "ebb scale chat --min 0" in refused.json()["error"]["message"]
+    await stocked.patch("/api/v1/endpoints/chat", json={"min": 0})
+    asleep = await stocked.post("/api/v1/endpoints/chat/sleep")
+    assert asleep.status_code == 202 and asleep.json()["desired"] == 0
+    assert (await stocked.post("/api/v1/endpoints/nobody/sleep")).status_code == 404

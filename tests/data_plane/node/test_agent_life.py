@@ -89,7 +89,7 @@ async def test_kill_of_a_ready_runner_is_reported_within_a_second(home: Path, co
 
 async def test_no_progress_is_killed(home: Path, control: FakeControl) -> None:
     digest = make_artifact(home, hang_in="loading", ignore_sigterm=True)
-    async with agent_here(home, control, stall_s=1.0):
+    async with agent_here(home, control, stall_s=2.5):
         await control.want(desired("r1", digest))
         loading = await control.until_phase("r1", "loading")
         failed = await control.until_phase("r1", "failed")
