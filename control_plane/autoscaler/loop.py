@@ -86,8 +86,21 @@ class _View:
     known: Known | None
     learned: Bearing | None
 
-    def asked(self) -> tuple[Observation, Limits]:
-        """What the policy is asked about."""
+    def decision(self) -> Decision:
+        """The policy's; where a plan says how long the endpoint is kept, the plan's reason stands beside it."""
+        observed, limits = self._asked()
+        decision = decide(observed, limits, self.now)
+        if self.pause is None or observed.desired <= decision.desired or observed.is_waking:
+            return decision
+        return replace(decision, reason=f"{decision.reason} {self.pause.plan.reason}")
+
+    def basis(self) -> Basis:
+        """What the policy was asked, so that it can be asked again."""
+        observed, limits = self._asked()
+        return Basis("autoscaler", {"observed": observed, "limits": limits, "now": self.now})
+
+    def _asked(self) -> tuple[Observation, Limits]:
+        """With the idle time of the plan, where there is one."""
         if self.pause is None:
             return self.observed, self.limits
         seen, plan = self.observed, self.pause.plan
@@ -95,22 +108,9 @@ class _View:
         idle_s = idle_limit_s(plan, self.pause.began_at, quiet_since, self.now)
         if seen.promised_until is not None:
             idle_s = max(idle_s, seen.promised_until - quiet_since)
+        observed = replace(seen, last_work_at=self.pause.began_at)
         # a stretch that is over ends now, not a rounding later
-        limits = replace(self.limits, idle_s=max(0.0, idle_s - ROUNDING_S))
-        return replace(seen, last_work_at=self.pause.began_at), limits
-
-    def basis(self) -> Basis:
-        """The same, as it is kept beside the decision."""
-        observed, limits = self.asked()
-        return Basis("autoscaler", {"observed": observed, "limits": limits, "now": self.now})
-
-    def decision(self) -> Decision:
-        """The policy's; where a plan says how long the endpoint is kept, the plan's reason stands beside it."""
-        observed, limits = self.asked()
-        decision = decide(observed, limits, self.now)
-        if self.pause is None or observed.desired <= decision.desired or observed.is_waking:
-            return decision
-        return replace(decision, reason=f"{decision.reason} {self.pause.plan.reason}")
+        return observed, replace(self.limits, idle_s=max(0.0, idle_s - ROUNDING_S))
 
 
 async def _look(session: AsyncSession, held: Held) -> _View:

@@ -39,11 +39,11 @@ def deploy(
     concurrency: Annotated[int, typer.Option("--concurrency", help="Requests a replica runs at once.")] = 32,
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = "auto",
     quant: QuantOption = AUTO,
-    slo_ttft_ms: Annotated[float | None, SLO_TTFT] = None,
-    slo_itl_ms: Annotated[float | None, SLO_ITL] = None,
     priority: Annotated[
         str, typer.Option("--priority", help="low, normal or high: its place in line where memory is short.")
     ] = "normal",
+    slo_ttft_ms: Annotated[float | None, SLO_TTFT] = None,
+    slo_itl_ms: Annotated[float | None, SLO_ITL] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Stay until its URL answers (with --min: until it is live).")] = (
         False
     ),
@@ -55,9 +55,6 @@ def deploy(
     With --min 0 it sleeps until a request arrives. With --quant auto it serves the fastest of the model's artifacts;
     one that it names and that is not there yet is made first. With --idle auto it is kept, and woken ahead of requests,
     by its own idle times. With --slo-ttft and --slo-itl it has as many replicas as hold that latency.
-
-    Examples: `ebb deploy chat --model smollm2`, `ebb deploy chat --model smollm2 --idle 30`,
-    `ebb deploy chat --model smollm2 --max 4 --slo-ttft 500 --slo-itl 50`.
     """
     body: Json = {
         **{"name": name, "model": model, "min": min_replicas, "max": max_replicas, "idle_s": idle_body(idle_s)},

@@ -8,6 +8,7 @@ import typer
 
 from control_plane.cli import (
     bench,
+    bench_decide,
     bench_gateway,
     bench_place,
     bench_wake,
@@ -72,7 +73,14 @@ _add(
 )
 _add("wake", ENDPOINTS, endpoints.wake, "ebb wake chat", "ebb wake chat --wait")
 _add("sleep", ENDPOINTS, endpoints.sleep, "ebb sleep chat")
-_add("scale", ENDPOINTS, endpoints.scale, "ebb scale chat --min 1 --max 4", "ebb scale chat --idle 600")
+_add(
+    "scale",
+    ENDPOINTS,
+    endpoints.scale,
+    "ebb scale chat --min 1 --max 4",
+    "ebb scale chat --idle 600",
+    "ebb scale chat --idle auto",
+)
 _add("logs", ENDPOINTS, logs.logs, "ebb logs chat", "ebb logs chat -f")
 _add(
     "events",
@@ -97,15 +105,18 @@ bench.app.command(
     ),
 )(bench_gateway.gateway)
 bench.app.command(
+    "decide", epilog=examples_of("ebb bench decide", "ebb bench decide --endpoints 10,100,1000,10000 -o json")
+)(bench_decide.decide)
+bench.app.command(
+    "place", epilog=examples_of("ebb bench place", "ebb bench place --endpoints 10,100,1000,10000 -o json")
+)(bench_place.place)
+bench.app.command(
     "wake",
     epilog=examples_of(
         "ebb bench wake --url http://127.0.0.1:7071/e/chat/v1 --times 20",
         "ebb bench wake --url http://127.0.0.1:7071/e/chat/v1 --peer-command 'llama-server -m m.gguf --port {port}'",
     ),
 )(bench_wake.wake)
-bench.app.command(
-    "place", epilog=examples_of("ebb bench place", "ebb bench place --endpoints 10,100,1000,10000 -o json")
-)(bench_place.place)
 app.add_typer(bench.app, name="bench", rich_help_panel=ACCESS)
 simulate.app.command(
     "decision",

@@ -44,8 +44,20 @@ async def release(session: AsyncSession, held: Held) -> None:
     """Lets those go that are too many, or of another revision."""
     rows = {str(row.id): row for row in held.replicas}
     for replica_id, reason in (await _steps(session, held)).release:
+        row = rows[replica_id]
         # why fewer are desired says more than that they are
-        await life.release(session, held, rows[replica_id], held.endpoint.reason if reason is SURPLUS else reason)
+        why = held.endpoint.reason if reason is SURPLUS else reason
+        if reason is SURPLUS and parks(held.endpoint.priority, row.device, row.status):
+            row.released_at = held.now
+            await life.park(session, held, row, why)
+        else:
+            await life.release(session, held, row, why)
+
+
+def parks(priority: str, device: str, status: str) -> bool:
+    """Whether a replica that is not needed is parked rather than stopped. On a processor its weights go on holding
+    memory, and a runner in waiting starts it nearly as soon: so only where its endpoint is of high priority."""
+    return priority == "high" and device == "cpu" and status == "ready"
 
 
 async def place(session: AsyncSession, held: Held, step: Place) -> None:
@@ -71,6 +83,7 @@ async def unpark(session: AsyncSession, held: Held, step: Unpark) -> None:
         return
     reason = "Its parked replica is woken: it has its weights."
     held.endpoint.obstacle = None
+    parked.released_at = None
     parked.ordinal = _free_ordinal(held)
     await life.unpark(session, held, parked, reason)
     await _record(session, held, "place", reason, decisions.ASKED, {"unpark": step.replica_id})
@@ -96,6 +109,14 @@ async def wait(session: AsyncSession, held: Held, step: Wait | Evict) -> None:
         await life.hinder(session, held, obstacle)
     if is_news and isinstance(step, Wait):
         await _record(session, held, "place", obstacle, decisions.ASKED, _no_room(step.why, step.line))
+
+
+async def expire(session: AsyncSession, endpoint_id: UUID, replica_id: UUID) -> None:
+    """A parked replica has been kept long enough."""
+    held = await life.hold(session, endpoint_id)
+    row = None if held is None else next((each for each in held.replicas if each.id == replica_id), None)
+    if held is not None and row is not None and row.intent == "park":
+        await life.release(session, held, row, "It was parked, and nobody has wanted it since.")
 
 
 async def evict(session: AsyncSession, step: Evict, victim: Eviction) -> None:
@@ -124,6 +145,7 @@ async def evict(session: AsyncSession, step: Evict, victim: Eviction) -> None:
     if row.intent == "run":
         await life.set_desired(session, held, max(endpoint.min_replicas, endpoint.desired - 1), reason)
     if victim.how == "park":
+        row.released_at = held.now
         await life.park(session, held, row, reason)
     else:
         await life.release(session, held, row, reason)

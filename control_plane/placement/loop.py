@@ -30,6 +30,10 @@ class PlacementLoop:
                 return UNHEARD_S  # a node may run what the database has forgotten: a second start would be in vain
             askew = await observe.askew(session)
             picture = await observe.picture(session, askew) if askew else observe.Picture()
+            overdue = await observe.overdue(session)
+        for replica_id, endpoint_id in overdue:
+            async with leadership.transaction() as session:
+                await apply.expire(session, endpoint_id, replica_id)
         for each in picture.askew:
             if each.steps.release:
                 async with leadership.transaction() as session:

@@ -31,6 +31,8 @@ HEARD_S = 12.0
 START_S = 3.0
 """What a start is taken to cost before one was seen."""
 CACHED_DAYS = 7
+PARKED_S = 900.0
+"""So long is a parked replica kept, where nobody needs its memory sooner."""
 
 
 @dataclass
@@ -83,6 +85,21 @@ async def is_unheard(session: AsyncSession, since: datetime) -> bool:
     """Whether some node has yet to say what it runs. One that stays silent counts as lost in the end."""
     query = select(NodeTable.id).where(NodeTable.status == "ready", NodeTable.last_seen_at < since).limit(1)
     return (await session.execute(query)).first() is not None
+
+
+async def overdue(session: AsyncSession) -> list[tuple[UUID, UUID]]:
+    """Parked replicas, with their endpoints, that have been parked for long, or are of a revision that is no more."""
+    old = ReplicaTable.released_at < func.clock_timestamp() - timedelta(seconds=PARKED_S)
+    query = (
+        select(ReplicaTable.id, EndpointTable.id)
+        .join(EndpointTable, EndpointTable.id == ReplicaTable.endpoint_id)
+        .where(
+            ReplicaTable.intent == "park",
+            ReplicaTable.status.not_in(ENDED),
+            old | (ReplicaTable.generation != EndpointTable.revision),
+        )
+    )
+    return [(replica, endpoint) for replica, endpoint in await session.execute(query)]
 
 
 async def picture(session: AsyncSession, ids: Sequence[UUID]) -> Picture:
@@ -270,7 +287,8 @@ def _resident(replica: ReplicaTable, endpoint: EndpointTable, work: Work, may_go
         spot=(str(replica.node_id), replica.device),
         standing=standing,
         holds_bytes=replica.promised_bytes - (kv_bytes if standing == "parked" else 0),
-        kv_bytes=kv_bytes if standing == "parked" else 0,
+        # the native decoder gives its cache back; on a GPU parking frees nothing yet
+        kv_bytes=kv_bytes if replica.device == "cpu" else 0,
         has_work=work.has_work,
         ready_for_s=None if since is None else max(0.0, (moment - since).total_seconds()),
         idle_s=work.idle_s,

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 
 from control_plane.db.session import Database
 from control_plane.endpoints.memory import MIB
@@ -110,3 +111,30 @@ async def test_what_a_replica_took_corrects_the_next_estimate(fleet: Fleet) -> N
 
     [row] = await until(placed)
     assert before != 300 * MIB and row["promised_bytes"] == 300 * MIB + replica.spec.kv_cache_bytes
+
+
+async def test_one_of_high_priority_is_parked_and_woken_where_it_is(fleet: Fleet, database: Database) -> None:
+    chat = await fleet.deploy("chat", priority="high", **{**SPEC, "idle_s": 1})
+    await fleet.gateway.wake(chat["id"])
+    [replica] = await fleet.agent.desired(wait_s=5)
+    await fleet.agent.make_ready(replica)
+    await fleet.gateway.demand(chat["id"], idle_for_s=0.9)
+
+    async def told(intent: str) -> Any:
+        return [each for each in await fleet.agent.desired(wait_s=1) if each.intent == intent]
+
+    await until(lambda: told("park"))
+    await fleet.agent.say(replica, "parked")
+    assert (await fleet.get("/endpoints/chat"))["state"] == "zero"
+    await fleet.gateway.wake(chat["id"])
+    [again] = await until(lambda: told("run"))
+    assert again.id == replica.id, "the one that has its weights"
+    await fleet.agent.say(replica, "ready")
+    assert (await fleet.gateway.wait_route("live")).replicas[0].id == replica.id
+    await fleet.gateway.demand(chat["id"], idle_for_s=0.9)
+    await until(lambda: told("park"))
+    await fleet.agent.say(replica, "parked")
+    async with database.transaction() as session:
+        await session.execute(text("update replicas set released_at = released_at - interval '1 day'"))
+    await fleet.deploy("other", min=1, **SPEC)
+    await until(lambda: told("stop"))
