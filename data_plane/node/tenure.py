@@ -14,8 +14,9 @@ from data_plane.node.identity import boot_id
 from data_plane.node.records import write_private
 from data_plane.wire.fleet import Peer
 
-ASKING, ENDING = 0.1, 0.2
-"""Of the lease: how long its peers may take to say what they hear, and its runners from SIGTERM to SIGKILL."""
+ASKING, KNOCKING, ENDING = 0.1, 0.1, 0.15
+"""Of the lease: how long its peers may take to say what they hear, the control plane to answer one last report, and its
+runners from SIGTERM to SIGKILL."""
 
 
 def since_boot_s() -> float:
