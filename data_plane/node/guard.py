@@ -74,7 +74,7 @@ class Guard:
         lease_s = self._tenure.lease_s
         replaceable = await self._peers.may_be_replaced(lease_s, lease_s * ASKING)
         if replaceable:
-            # the others may have found a control plane that was away a moment before this node did
+            # it may be this node alone that has not tried for a moment
             await self.knock(lease_s * KNOCKING)
         left_s = self._tenure.left_s
         if left_s is None or left_s > 0:

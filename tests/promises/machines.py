@@ -38,7 +38,7 @@ from tests.promises.faults import ROOT, Seen
 from tests.promises.networks import HERE, Switch
 from tests.promises.running import free_port, servers_for, wait_for
 
-LEASE_S = 3.0
+LEASE_S = 4.0
 LONG_LEASE_S = 60.0
 """Where a test is not about it: on a busy machine anything may take a while."""
 RUNNER = (sys.executable, str(ROOT / "tests" / "fakes" / "runner_of_script.py"))
