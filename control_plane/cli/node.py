@@ -16,8 +16,7 @@ from control_plane.cli.options import DEFAULT_HOME, HomeOption, Output, OutputOp
 from control_plane.cli.output import print_json, stderr
 from control_plane.cli.up import node_name, own_address, start_detached
 from control_plane.embedded.home import Home
-from control_plane.embedded.node import JoinedNode, read_membership, run_here, write_membership
-from control_plane.embedded.supervisor import take_home
+from control_plane.embedded.membership import JoinedNode, read_membership, write_membership
 from data_plane.wire.names import NAME_RULE, is_name
 
 app = typer.Typer(help="Make this machine a node of a platform that runs on another.", no_args_is_help=True)
@@ -78,6 +77,8 @@ def _given(token: str | None) -> str | None:
 
 def _member(home: Home, control: str, token: str | None, name: str | None) -> Json:
     """Which node this home is: what a token makes of it, or what it has been. Raises CliError, AlreadyRunningError."""
+    from control_plane.embedded.supervisor import take_home  # only who supervises pays for asyncio
+
     take_home(home).release()
     known = read_membership(home)
     if token:
@@ -150,6 +151,8 @@ def _command(node: JoinedNode) -> list[str]:
 
 
 def _run(node: JoinedNode, output: Output) -> None:
+    from control_plane.embedded.node import run_here
+
     console, started = stderr(), time.monotonic()
     status = Status("starting…", console=console)
     ready: list[bool] = []

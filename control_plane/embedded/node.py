@@ -6,19 +6,18 @@ Tells its parent what happens as `python -m control_plane.embedded` does. Its ho
 
 import argparse
 import asyncio
-import json
 import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from control_plane.embedded.__main__ import Reporter
 from control_plane.embedded.child import Child
 from control_plane.embedded.errors import StartError
-from control_plane.embedded.home import Home, write_private
+from control_plane.embedded.home import Home
 from control_plane.embedded.leftovers import stop_leftovers, stop_runners
+from control_plane.embedded.membership import JoinedNode, read_membership
 from control_plane.embedded.plan import joined_child
 from control_plane.embedded.records import SupervisorRecord, record_of
 from control_plane.embedded.supervisor import START_TIMEOUT_S, last_line, rotate_logs, take_home
@@ -29,39 +28,6 @@ REGISTERED = b'"node.registered"'
 """What the agent's log holds once the control plane knows it."""
 _GIVE_UP_EXITS = 4
 _POLL_S = 0.05
-
-
-@dataclass(frozen=True)
-class JoinedNode:
-    """A machine of somebody else's platform. `address`: what it listens on and is reached at."""
-
-    home: Home
-    control: str
-    name: str
-    address: str
-    standby: int | None = None
-
-
-def membership_path(home: Home) -> Path:
-    """Where a home keeps which node it is, and its credential (the agent reads and renews it)."""
-    return home.root / "run" / "node" / "membership.json"
-
-
-def read_membership(home: Home) -> dict[str, str] | None:
-    """Which node a home is; None where it never joined. Raises StartError."""
-    path = membership_path(home)
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise StartError(f"{path} cannot be read ({error}). Delete it, and join again with a new token.") from error
-
-
-def write_membership(home: Home, membership: dict[str, str]) -> None:
-    """Replaces it; only its owner can read it."""
-    home.create()
-    write_private(membership_path(home), json.dumps(membership) + "\n")
 
 
 class NodeSupervisor:
@@ -137,15 +103,16 @@ def main() -> int:
     given = parser.parse_args()
     home, reporter = Home(given.home), Reporter()
 
-    def ready() -> None:
-        reporter.line({"ready": {"node": member["name"], "control": member["control"]}})
-        reporter.close()
-
     try:
         member = read_membership(home)
         if member is None:
             raise StartError(f"{home.root} has not joined a platform. Join with 'ebb node join URL --token TOKEN'.")
         node = JoinedNode(home, member["control"], member["name"], given.address, given.standby)
+
+        def ready() -> None:
+            reporter.line({"ready": {"node": node.name, "control": node.control}})
+            reporter.close()
+
         run_here(node, lambda text: reporter.line({"tell": text}), ready)
     except StartError as error:
         reporter.line({"failed": str(error)})

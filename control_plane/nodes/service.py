@@ -112,7 +112,8 @@ async def heard(
     # a database that was put back knows an older one: the agent is right, and epochs never go back
     row.epoch = epoch
     now = await db_now(session)
-    if row.status == "lost" or now - row.last_seen_at > timedelta(seconds=terms.silence_s):
+    if row.status == "lost" or now - row.last_seen_at > timedelta(seconds=terms.lease_s):
+        # lost or not, it may have ended its replicas
         row.steady_at = now + timedelta(seconds=terms.steady_s)
     row.last_seen_at = now
     row.memory_free_bytes = max(0, memory_free_bytes)

@@ -28,6 +28,7 @@ LULL_S = 0.1
 """How long a report of mere progress waits for something that matters more."""
 FENCED_TIMES = 5
 FENCED_WITHIN_S = 60.0
+EXPIRED = "credential_expired"
 TAKEN = "node_name_taken"
 TAKEN_FOR_S = 30.0
 """So long the name may be another agent's (one that ended is still waited for) before this one gives up."""
@@ -59,6 +60,7 @@ class Agent:
     ) -> None:
         self._client = client
         self._guard = guard
+        guard.knock = self._knock
         self._credential = credential
         self._lease_s = 0.0
         self._fleet = fleet
@@ -69,6 +71,7 @@ class Agent:
         self._sequence = 0
         self._registering = asyncio.Lock()
         self._has_reported = asyncio.Event()
+        self._heard_again = asyncio.Event()
         self._fenced_at: deque[float] = deque(maxlen=FENCED_TIMES)
 
     @property
@@ -101,7 +104,7 @@ class Agent:
         while True:
             welcome = await self._registered()
             try:
-                state = await self._client.desired(welcome.node_id, version, self._tempo.wait_s, welcome.epoch)
+                state = await self._poll(welcome, version)
                 if state.version != version and self._fleet.drops(state):
                     state = await self._confirmed(welcome)
                 attempt = 0
@@ -123,14 +126,26 @@ class Agent:
     async def _confirmed(self, welcome: NodeWelcome) -> DesiredState:
         """The desired state once the control plane has just been told what runs here: it does not name some of it, and
         may have forgotten it (its database was replaced by one that lacks the last writes). Nothing stops for that."""
-        await self._tell(welcome)
+        await self._tell(welcome, None)
         return await self._client.desired(welcome.node_id, "", 0.0, welcome.epoch)
 
-    async def _tell(self, welcome: NodeWelcome) -> None:
-        self._sequence += 1
-        free_bytes = devices.memory().free_bytes
-        report = NodeReport(welcome.epoch, free_bytes, self._fleet.observed(), self._sequence)
-        await self._client.report(welcome.node_id, report)
+    async def _poll(self, welcome: NodeWelcome, version: str) -> DesiredState:
+        """Waits for another desired state; no longer than until the control plane is heard again after it was not, for
+        then the connection that waits may lead nowhere."""
+        self._heard_again.clear()
+        asking = asyncio.ensure_future(
+            self._client.desired(welcome.node_id, version, self._tempo.wait_s, welcome.epoch)
+        )
+        anew = asyncio.ensure_future(self._heard_again.wait())
+        try:
+            await asyncio.wait({asking, anew}, return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                raise TimeoutError("the control plane was not heard for a while, and is asked anew")
+            return asking.result()
+        finally:
+            for task in (asking, anew):
+                task.cancel()
+            await asyncio.gather(asking, anew, return_exceptions=True)
 
     async def _report(self) -> None:
         attempt = 0
@@ -138,12 +153,12 @@ class Agent:
             welcome = await self._registered()
             self._fleet.changed.clear()
             self._fleet.urgent.clear()
-            self._fleet.refresh()
-            asked_at = self._guard.now()
             try:
-                await self._tell(welcome)
+                # one that takes half the lease is better sent once more, on another connection
+                await self._tell(welcome, max(1.0, self._lease_s / 2) if self._lease_s else None)
+                if attempt:
+                    self._heard_again.set()
                 attempt = 0
-                self._guard.heard(asked_at)
                 self._has_reported.set()
             except TROUBLE as error:
                 attempt = await self._trouble("report", error, welcome, attempt)
@@ -154,6 +169,30 @@ class Agent:
                 # a start of a tenth of a second shall not be slowed down by five reports of how far it is
                 async with asyncio.timeout(LULL_S):
                     await self._fleet.urgent.wait()
+
+    async def _tell(self, welcome: NodeWelcome, within_s: float | None) -> None:
+        self._fleet.refresh()
+        self._sequence += 1
+        free_bytes = devices.memory().free_bytes
+        report = NodeReport(welcome.epoch, free_bytes, self._fleet.observed(), self._sequence)
+        asked_at = self._guard.now()
+        await self._client.report(welcome.node_id, report, within_s)
+        self._guard.heard(asked_at)
+
+    async def _knock(self, within_s: float) -> None:
+        welcome = self._welcome
+        if welcome is None:
+            return
+        with contextlib.suppress(*TROUBLE):  # the loop of reports tells what it was
+            async with asyncio.timeout(within_s):
+                try:
+                    await self._tell(welcome, within_s)
+                except Refused as error:
+                    if error.code != EXPIRED or self._credential is None:
+                        raise
+                    await self._credential.renew()
+                    await self._tell(welcome, within_s)
+                self._heard_again.set()
 
     @property
     def _heartbeat_s(self) -> float:
@@ -181,6 +220,9 @@ class Agent:
         """Waits as long as it should before the next try; the count of tries, for the one after."""
         log.warning(f"{doing}.failed", error=str(error) or type(error).__name__, attempt=attempt)
         self._raise_if_hopeless(error, 0.0)
+        if isinstance(error, Refused) and error.code == EXPIRED and self._credential is not None:
+            await self._credential.renew()  # this machine was asleep, perhaps, or the control plane away
+            return attempt + 1
         if isinstance(error, Refused) and error.status in UNKNOWN_HERE:
             if self._welcome is welcome:
                 self._welcome = None
@@ -196,8 +238,8 @@ class Agent:
         if not isinstance(error, Refused):
             return
         if self._credential is not None and error.status == 401 and error.code in REMOVED:
-            if error.code == "credential_expired":
-                return  # it is being exchanged
+            if error.code == EXPIRED:
+                return  # it is exchanged, or there the sentence will come
             raise Removed(error.text)
         if error.code == TAKEN and for_s > TAKEN_FOR_S:
             raise Fenced(error.text)

@@ -59,13 +59,14 @@ class ControlClient:
         async with self._session.get(url, params=params, headers=self._headers, timeout=timeout) as response:
             return msgspec.json.decode(await _body(response), type=DesiredState)
 
-    async def report(self, node_id: str, report: NodeReport) -> None:
-        """Tells what is really there."""
-        await self._post(f"/{node_id}/report", msgspec.json.encode(report))
+    async def report(self, node_id: str, report: NodeReport, within_s: float | None = None) -> None:
+        """Tells what is really there; TimeoutError where that is not answered within `within_s`."""
+        timeout = CALL if within_s is None else aiohttp.ClientTimeout(total=within_s, sock_connect=min(2.0, within_s))
+        await self._post(f"/{node_id}/report", msgspec.json.encode(report), timeout)
 
-    async def _post(self, path: str, body: bytes) -> bytes:
+    async def _post(self, path: str, body: bytes, timeout: aiohttp.ClientTimeout = CALL) -> bytes:
         url = self._base + path
-        async with self._session.post(url, data=body, headers=self._headers, timeout=CALL) as response:
+        async with self._session.post(url, data=body, headers=self._headers, timeout=timeout) as response:
             return await _body(response)
 
 

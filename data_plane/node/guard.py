@@ -5,26 +5,33 @@ Knows nothing of HTTP; the rule stands in `control_plane/nodes/lease.py`.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import structlog
 
 from data_plane.node.fleet import Fleet
 from data_plane.node.peers import Peers
-from data_plane.node.tenure import ASKING, ENDING, Tenure
+from data_plane.node.tenure import ASKING, ENDING, KNOCKING, Tenure
 from data_plane.wire.fleet import DesiredState
 
 log = structlog.get_logger()
 LOOK_S = 1.0
-"""How soon it is noticed that there are terms at all."""
+"""How soon it is noticed that there are terms, or other ones."""
+
+
+async def _nobody(_within_s: float) -> None:
+    """Before there is an agent."""
 
 
 class Guard:
-    """Watches the lease of one node. `heard` and `told` are for the agent's loops to call."""
+    """Watches the lease of one node. `heard` and `told` are for the agent's loops to call; `knock` is theirs: it tries
+    within so many seconds to be heard, and calls `heard` where it is."""
 
     def __init__(self, tenure: Tenure, peers: Peers, fleet: Fleet) -> None:
         self._tenure = tenure
         self._peers = peers
         self._fleet = fleet
+        self.knock: Callable[[float], Awaitable[None]] = _nobody
 
     def resume(self) -> None:
         """Goes on where an agent before this one was."""
@@ -59,13 +66,16 @@ class Guard:
             if left_s is None or self._fleet.is_fenced:
                 await asyncio.sleep(LOOK_S)
             elif left_s > 0:
-                await asyncio.sleep(left_s)
+                await asyncio.sleep(min(left_s, LOOK_S))
             else:
                 await self._judge()
 
     async def _judge(self) -> None:
         lease_s = self._tenure.lease_s
         replaceable = await self._peers.may_be_replaced(lease_s, lease_s * ASKING)
+        if replaceable:
+            # it may be this node alone that has not tried for a moment
+            await self.knock(lease_s * KNOCKING)
         left_s = self._tenure.left_s
         if left_s is None or left_s > 0:
             return  # it was heard meanwhile

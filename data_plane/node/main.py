@@ -27,7 +27,7 @@ from data_plane.node.identity import Membership, machine_id, read_membership
 from data_plane.node.launch import RunnerSettings
 from data_plane.node.lock import Locked, hold
 from data_plane.node.metrics import NodeMetrics
-from data_plane.node.peers import Peers
+from data_plane.node.peers import Peers, Word
 from data_plane.node.records import NodePaths
 from data_plane.node.server import Server
 from data_plane.node.tenure import Tenure
@@ -135,7 +135,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         agents: list[Agent] = []
         server = Server(
             *(fleet, paths, metrics, session, token, lambda: any(agent.is_ready for agent in agents)),
-            *(peers, lambda: tenure.heard_s),
+            *(peers, lambda: Word(tenure.heard_s, tenure.back_s)),
         )
         http = web.AppRunner(server.app(), access_log=None, shutdown_timeout=1.0)
         await http.setup()

@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from data_plane.node import integrity
+from data_plane.node.tenure import FINDING, HEARING
 from data_plane.node.weights_cache import ArtifactMissing
 from data_plane.wire.fleet import Peer
 from data_plane.wire.names import is_digest
@@ -28,9 +29,17 @@ MOST_PEERS = 8
 
 
 class Word(msgspec.Struct, frozen=True):
-    """What a node says of the control plane: seconds since it last heard it, None where it has not since it began."""
+    """What a node says of the control plane: seconds since it last heard it, None where it has not since it began; and
+    since it heard it again after a silence longer than the lease, None where there was none."""
 
     heard_s: float | None
+    back_s: float | None = None
+
+    def means_decisions(self, lease_s: float) -> bool:
+        """Whether there is a control plane that may give one node's replicas to another. One that was away does not do
+        so before its nodes have had time to find it."""
+        just_back = self.back_s is not None and self.back_s < lease_s * FINDING
+        return self.heard_s is not None and self.heard_s < lease_s * HEARING and not just_back
 
 
 class Peers:
@@ -54,11 +63,11 @@ class Peers:
 
     async def may_be_replaced(self, lease_s: float, within_s: float) -> bool:
         """Whether others may be given what runs here: a peer hears the control plane, or does not say. False where none
-        has heard it for a lease: then nobody decides anything. Takes at most `within_s`."""
+        has heard it for half a lease, or it has only just come back: then nobody decides. Takes at most `within_s`."""
         if not self.all:
             return False
         words = await asyncio.gather(*(self._word(peer, within_s) for peer in self.all))
-        return any(word is None or (word.heard_s is not None and word.heard_s < lease_s) for word in words)
+        return any(word is None or word.means_decisions(lease_s) for word in words)
 
     async def _word(self, peer: Peer, within_s: float) -> Word | None:
         try:
@@ -110,7 +119,7 @@ class Peers:
                         await asyncio.to_thread(file.write, piece)
         return size
 
-    def _get(self, peer: Peer, path: str) -> "aiohttp.client._RequestContextManager":
+    def _get(self, peer: Peer, path: str):
         headers = {"authorization": f"Bearer {peer.token}"}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=STALL_S)
         return self._session.get(peer.url.rstrip("/") + path, headers=headers, timeout=timeout, allow_redirects=False)

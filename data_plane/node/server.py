@@ -46,7 +46,7 @@ class Server:
     token: str
     is_ready: Callable[[], bool]
     peers: Peers | None = None
-    heard_s: Callable[[], float | None] = lambda: None
+    word: Callable[[], Word] = lambda: Word(None)
     closing: bool = False
 
     def app(self) -> web.Application:
@@ -111,7 +111,7 @@ class Server:
         return web.json_response({"status": "ready"})
 
     async def _lease(self, _request: web.Request) -> web.Response:
-        body = msgspec.json.encode(Word(self.heard_s()))
+        body = msgspec.json.encode(self.word())
         return web.Response(body=body, content_type="application/json")
 
     async def _artifact(self, request: web.Request) -> web.StreamResponse:

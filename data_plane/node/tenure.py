@@ -14,8 +14,14 @@ from data_plane.node.identity import boot_id
 from data_plane.node.records import write_private
 from data_plane.wire.fleet import Peer
 
-ASKING, ENDING = 0.1, 0.2
-"""Of the lease: how long its peers may take to say what they hear, and its runners from SIGTERM to SIGKILL."""
+ASKING, KNOCKING, ENDING = 0.2, 0.1, 0.1
+"""Of the lease: how long its peers may take to say what they hear, the control plane to answer one last report, and its
+runners from SIGTERM to SIGKILL."""
+HEARING = 0.5
+"""Of the lease: who heard the control plane so recently hears it. Reports go every third of the lease, so one that
+died was heard by no node later than a third after it was by another: when the first lease is over, none hears it."""
+FINDING = 0.5
+"""Of the lease: so long after others have found a control plane that was away, this node may still look for it."""
 
 
 def since_boot_s() -> float:
@@ -41,6 +47,7 @@ class Tenure:
         self._path = path
         self._clock = clock
         self._heard_at: float | None = None
+        self._back_at: float | None = None
 
     def now(self) -> float:
         """What `heard` takes."""
@@ -63,6 +70,8 @@ class Tenure:
 
     def heard(self, asked_at: float) -> None:
         """The control plane answered a report that was sent at `asked_at`."""
+        if self.lease_s and self._heard_at is not None and asked_at - self._heard_at > self.lease_s:
+            self._back_at = asked_at
         self._heard_at = max(asked_at, self._heard_at or 0.0)
         self._keep()
 
@@ -77,6 +86,11 @@ class Tenure:
     def heard_s(self) -> float | None:
         """How long ago; None where this boot of the machine has not heard it."""
         return None if self._heard_at is None else max(0.0, self._clock() - self._heard_at)
+
+    @property
+    def back_s(self) -> float | None:
+        """How long ago it was heard again after a silence that was longer than the lease; None where there was none."""
+        return None if self._back_at is None else max(0.0, self._clock() - self._back_at)
 
     def _keep(self) -> None:
         if self._heard_at is None or not self.peers:

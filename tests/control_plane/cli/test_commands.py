@@ -15,6 +15,11 @@ ENDPOINT: dict[str, Any] = {
     **{"phase": None, "desired": 0, "ready": 0, "min": 0, "max": 1, "idle_s": 30, "revision": 1, "quant": "int8"},
     **{"url": "http://127.0.0.1:7071/e/chat/v1", "created_at": "2026-01-01T00:00:00+00:00"},
 }
+NODE: dict[str, Any] = {
+    **{"name": "a", "status": "ready", "state": "draining", "host": "h", "cpus": 2, "devices": [], "replicas": 1},
+    **{"memory_bytes": 1 << 30, "memory_free_bytes": 1 << 29, "epoch": 3, "lease_s": 10.0, "lease_left_s": 8.4},
+    "last_seen_at": "2026-01-01T00:00:00+00:00",
+}
 JOB: dict[str, Any] = {
     **{"id": "j1", "kind": "import", "status": "running", "stage": "download", "attempts": 1, "error": None},
     **{"progress": {"stage": "download", "done": 50, "total": 100}, "subject": "smollm2", "result": None},
@@ -198,6 +203,55 @@ def test_a_platform_that_does_not_answer_is_said_with_the_next_command(ebb: Any,
     assert "http://127.0.0.1:1 does not answer" in result.err and "ebb up" in result.err
     credentials.unlink()
     assert "ebb up" in ebb("nodes").err
+
+
+def test_nodes_are_listed_with_their_lease_and_drained_with_progress(ebb: Any, platform: StubPlatform) -> None:
+    platform.on("GET /api/v1/nodes", Reply(body={"items": [NODE, {**NODE, "name": "b", "lease_left_s": -3.2}]}))
+    listed = ebb("nodes").out
+    assert "draining" in listed and "8 of 10 s" in listed and "over for 3 s" in listed
+    assert json.loads(ebb("nodes", "-o", "json").out)[0]["epoch"] == 3
+    replica = {"endpoint": "chat", "status": "ready", "node": "a", "ended_at": None}
+    platform.on("GET /api/v1/replicas", Reply(body={"items": [replica, {**replica, "node": "b"}]}))
+    platform.on("POST /api/v1/nodes/a/drain", Reply(body=NODE))
+    platform.on("GET /api/v1/nodes/a", Reply(body={**NODE, "replicas": 0}))
+    drained = ebb("nodes", "drain", "a")
+    assert drained.code == 0 and "1 left: chat (ready)" in drained.err and "ebb nodes rm a" in drained.err
+    platform.on("GET /api/v1/nodes/a", Reply(body=NODE))
+    stuck = ebb("nodes", "drain", "a", "--timeout", "0s")
+    assert stuck.code == 1 and "still has 1 replicas" in stuck.err and "ebb nodes uncordon a" in stuck.err
+
+
+def test_a_join_token_is_shown_once_with_its_command(ebb: Any, platform: StubPlatform) -> None:
+    platform.on("POST /api/v1/nodes/tokens", Reply(201, {"token": "ebbj_1.x", "expires_at": "2026-01-01T00:00:00Z"}))
+    shown = ebb("nodes", "token", "--ttl", "10m")
+    assert shown.out == f"ebb node join {platform.url} --token ebbj_1.x\n" and "ebb up --host" in shown.err
+    assert platform.asked[-1][2] == {"ttl_s": 600}
+    made = json.loads(ebb("nodes", "token", "-o", "json").out)
+    assert made["token"] == "ebbj_1.x" and made["command"].endswith("ebbj_1.x")
+
+
+def test_removing_says_why_not(ebb: Any, platform: StubPlatform) -> None:
+    message = "Node 'a' still has 1 replica."
+    refusal = {"error": {"message": message, "type": "conflict_error", "code": "in_use"}}
+    platform.on("DELETE /api/v1/nodes/a", Reply(409, refusal), Reply(204))
+    assert message in ebb("nodes", "rm", "a").err
+    assert ebb("nodes", "rm", "a", "--force").code == 0
+    assert platform.asked[-1][0] == "DELETE /api/v1/nodes/a?force=true"
+
+
+def test_joining_with_a_bad_token_or_url_is_one_sentence(ebb: Any, platform: StubPlatform, tmp_path: Path) -> None:
+    home = ("--home", str(tmp_path / "node"))
+    where = ("node", "join", platform.url, "--name", "b", *home)
+    assert "has not joined" in ebb(*where).err
+    used = {"error": {"message": "This join token was used.", "type": "x", "code": "join_token_used"}}
+    unknown = {"error": {"message": "Missing or invalid API key.", "type": "x", "code": "invalid_api_key"}}
+    platform.on("POST /internal/v1/nodes/join", Reply(401, used), Reply(401, unknown))
+    assert "This join token was used.\n" in ebb(*where, "--token", "t").err
+    assert "does not know this token" in ebb(*where, "--token", "t").err
+    assert platform.asked[-1][1:] == ("Bearer t", {"name": "b"})
+    assert ebb("node", "join", "10.0.0.5", "--token", "t", *home).code == 2
+    assert "does not answer" in ebb("node", "join", "http://127.0.0.1:1", "--token", "t", *home).err
+    assert "such as 10.0.0.5" in ebb("up", "--host", "0.0.0.0").err
 
 
 def test_status_of_nothing_is_exit_code_1(ebb: Any, platform: StubPlatform) -> None:

@@ -13,12 +13,16 @@ from sqlalchemy import update
 from control_plane.db.clock import db_now
 from control_plane.db.session import Database
 from control_plane.nodes import credentials, joining
-from control_plane.nodes.metrics import REFUSED, STALE
+from control_plane.nodes.metrics import NODES, STALE
 from control_plane.nodes.tables import JoinTokenTable, NodeTable
 from tests.control_plane.conftest import TestKeys
 from tests.fakes.fleet import FakeAgent
 
 Client = AsyncTestClient[Litestar]
+
+
+def refused() -> float:
+    return NODES.get_sample_value("ebb_node_refusals_total", {"reason": STALE}) or 0.0
 
 
 async def token_from(client: Client, **body: object) -> str:
@@ -136,11 +140,11 @@ async def test_a_removed_nodes_credential_is_refused_and_its_name_is_free(second
 
 
 async def test_an_older_epoch_is_refused_and_counted(second: FakeAgent) -> None:
-    before, old_epoch, old_key = REFUSED.labels(STALE)._value.get(), second.epoch, second.key
+    before, old_epoch, old_key = refused(), second.epoch, second.key
     await second.register()
     assert second.epoch == old_epoch + 1
     assert said(await second.report(epoch=old_epoch)) == (409, "stale_epoch")
-    assert REFUSED.labels(STALE)._value.get() == before + 1
+    assert refused() == before + 1
     assert (await second.report()).status_code == 204
     second.key = old_key
     assert said(await second.report()) == (409, "stale_epoch"), "a credential is for one epoch"

@@ -126,18 +126,21 @@ async def test_a_node_back_from_silence_is_the_second_choice(
 async def test_who_could_not_hear_calls_nobody_lost(
     agents: tuple[FakeAgent, FakeAgent], leadership: Leadership, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop = DispatchLoop(LeaseTerms(10.0), grace_s=0.0)
-    later = loop._ticked_at + 60.0
-    loop._grace_s = 15.0
+    now = [1000.0]
+    monkeypatch.setattr("control_plane.dispatch.loop.time.monotonic", lambda: now[0])
+    loop = DispatchLoop(LeaseTerms(10.0))
+
+    async def tick_at(at: float) -> set[str]:
+        now[0] = at
+        await loop.tick(leadership)
+        async with database.transaction() as session:
+            return set((await session.execute(select(NodeTable.status))).scalars())
+
+    for at in (1003.0, 1010.0, 1017.0):
+        assert await tick_at(at) == {"ready"}
     async with database.transaction() as session:
         gone = await db_now(session) - timedelta(seconds=60)
         await session.execute(update(NodeTable).values(last_seen_at=gone))
-    monkeypatch.setattr("control_plane.dispatch.loop.time.monotonic", lambda: later)
-    await loop.tick(leadership)
-    async with database.transaction() as session:
-        assert set((await session.execute(select(NodeTable.status))).scalars()) == {"ready"}
-    later += 16.0
-    loop._ticked_at = later - 1.0
-    await loop.tick(leadership)
-    async with database.transaction() as session:
-        assert set((await session.execute(select(NodeTable.status))).scalars()) == {"lost"}
+    assert await tick_at(1077.0) == {"ready"}, "the database was away for a minute: that was not the nodes' silence"
+    assert await tick_at(1087.0) == {"ready"}
+    assert await tick_at(1093.0) == {"lost"}

@@ -43,12 +43,15 @@ async def test_every_route_but_two_wants_a_key(app: Litestar, anonymous: Client)
             assert answer.json()["error"]["code"] == "invalid_api_key"
 
 
+SCOPES = ("open", "read", "admin", "node", "infer", "agent", "renew", "join")
+
+
 async def test_every_route_names_its_scope(app: Litestar) -> None:
     for route in app.routes:
         for handler in getattr(route, "route_handlers", []):
             if "OPTIONS" in handler.http_methods:
                 continue
-            assert handler.opt.get("scope") in ("open", "read", "admin", "node", "infer"), route.path
+            assert handler.opt.get("scope") in SCOPES, route.path
 
 
 async def test_scopes(anonymous: Client, keys: Any) -> None:

@@ -13,7 +13,7 @@ from data_plane.node import tenure as tenure_module
 from data_plane.node.fleet import Fleet
 from data_plane.node.launch import RunnerSettings
 from data_plane.node.metrics import NodeMetrics
-from data_plane.node.peers import Peers
+from data_plane.node.peers import Peers, Word
 from data_plane.node.records import NodePaths
 from data_plane.node.server import Server
 from data_plane.node.tenure import Tenure
@@ -55,7 +55,8 @@ class Neighbour:
         fleet = Fleet(self.paths, RunnerSettings(), NoDrain(), NodeMetrics())
         self.peers = Peers(http)
         self.peers.all = (Peer("me", "me", "http://127.0.0.1:9", ""),)
-        said = lambda: self.heard_s  # noqa: E731
+        self.back_s: float | None = None
+        said = lambda: Word(self.heard_s, self.back_s)  # noqa: E731
         self.server = Server(fleet, self.paths, NodeMetrics(), http, "its-token", lambda: True, self.peers, said)
 
     async def start(self) -> Peer:
@@ -80,9 +81,11 @@ def test_a_lease_runs_from_when_the_answered_report_was_sent(tmp_path: Path) -> 
     lease.told(10.0, (OTHER,))
     assert lease.left_s == 9.0
     clock.now = 120.0
-    assert lease.left_s == -11.0 and lease.heard_s == 21.0
+    assert lease.left_s == -11.0 and lease.heard_s == 21.0 and lease.back_s is None
     lease.heard(98.0)
     assert lease.left_s == -11.0, "an answer that was overtaken takes nothing back"
+    lease.heard(119.0)
+    assert lease.back_s == 1.0 and lease.left_s == 9.0
 
 
 def test_an_agent_started_anew_is_bound_by_the_lease_of_the_one_before(
@@ -109,7 +112,11 @@ async def test_who_may_be_replaced(neighbour: Neighbour, http: aiohttp.ClientSes
     assert not await peers.may_be_replaced(10.0, 1.0), "there is nobody else"
     peers.all = (await neighbour.start(),)
     assert await peers.may_be_replaced(10.0, 1.0), "the other hears the control plane"
-    for silent in (10.0, None):
+    neighbour.back_s = 6.0
+    assert await peers.may_be_replaced(10.0, 1.0), "and has done so for a while"
+    neighbour.back_s = 1.0
+    assert not await peers.may_be_replaced(10.0, 1.0), "it has only just come back: there is time to find it"
+    for silent in (6.5, 10.0, None):
         neighbour.heard_s = silent
         assert not await peers.may_be_replaced(10.0, 1.0), "nobody hears it, so nobody decides"
     peers.all = (*peers.all, OTHER)
