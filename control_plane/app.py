@@ -1,5 +1,6 @@
 """The control plane's application: the only file that knows every controller and every loop."""
 
+import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from control_plane import telemetry
 from control_plane.autoscaler.loop import AutoscalerLoop
 from control_plane.catalog.controller import ModelsController
 from control_plane.db.bells import Bells
+from control_plane.db.bulkhead import Bulkhead
 from control_plane.db.loop import Leader, Loop
 from control_plane.db.metrics import STORE
 from control_plane.db.session import Database
@@ -95,6 +97,7 @@ def create_app(settings: Settings, *, extra_loops: Sequence[Loop] = (), leads: b
     """The application. Its database, bells and loops start and end with its lifespan; `leads=False`: no loops."""
     database = Database(settings.database_url)
     bells = Bells(settings.database_url)
+    people = Bulkhead()
     keys = KeyCache(database, bells)
     leader = Leader(database, bells, settings.instance, [*loops(settings, bells), *extra_loops])
     measured = telemetry.Metrics(leader)
@@ -117,9 +120,11 @@ def create_app(settings: Settings, *, extra_loops: Sequence[Loop] = (), leads: b
             keys.close()
             await database.close()
 
-    async def provide_session() -> AsyncGenerator[AsyncSession]:
-        """One transaction per request: it commits after the handler and before the answer, or rolls back."""
-        async with database.transaction() as session:
+    async def provide_session(request: Request[Any, Any, Any]) -> AsyncGenerator[AsyncSession]:
+        """One transaction per request: it commits after the handler and before the answer, or rolls back. Where the
+        database is slow, people wait and are sent away first: agents and gateways find a connection all the same."""
+        of_machines = request.route_handler.opt.get("scope") == "node"
+        async with contextlib.nullcontext() if of_machines else people.place(), database.transaction() as session:
             yield session
 
     app = Litestar(

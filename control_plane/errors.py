@@ -8,7 +8,8 @@
         │   ├── AlreadyExists          the name is taken
         │   ├── InUse                  something else still needs it
         │   └── StaleEpoch             the writer was replaced by a newer one
-        └── DatabaseUnavailable   503  PostgreSQL does not answer
+        ├── DatabaseUnavailable   503  PostgreSQL does not answer
+        └── DatabaseBusy          503  PostgreSQL is slow, and what it can do is kept for agents and gateways
 
 Each carries one full sentence with the values at fault, and what to do next. `answer_for` turns any exception into
 one of these, so one handler can render them all.
@@ -84,6 +85,20 @@ class DatabaseUnavailable(EbbError):
             "The database does not answer, so nothing was changed. Try again; 'ebb doctor' shows what is wrong.",
             type="server_error",
             code="database_unavailable",
+            headers={"retry-after": "2"},
+        )
+
+
+class DatabaseBusy(EbbError):
+    """503: too many calls wait for PostgreSQL already; nothing was changed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            503,
+            "The database is slow, and as many calls as may wait for it do so already. Nothing was changed. Try again; "
+            "endpoints go on serving meanwhile.",
+            type="server_error",
+            code="database_busy",
             headers={"retry-after": "2"},
         )
 

@@ -26,3 +26,8 @@ BROKER_LAG = Gauge(
     registry=STORE,
 )
 UNSENT = Counter("ebb_broker_unsent", "Messages that the broker did not take; they are sent again", registry=STORE)
+SHED = Counter(
+    "ebb_control_shed",
+    "Calls of people that were sent away because the database was slow, so that agents and gateways were not",
+    registry=STORE,
+)

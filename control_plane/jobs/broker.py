@@ -6,7 +6,8 @@ from typing import Any
 from uuid import UUID
 
 from celery import Celery
-from kombu import Connection, Queue
+from kombu.connection import Connection
+from kombu.entity import Queue
 from redis.exceptions import OutOfMemoryError
 
 from control_plane.settings import Settings
@@ -29,7 +30,7 @@ class _Connection(Connection):
         )
 
     @cached_property
-    def connection_errors(self) -> tuple[type[Exception], ...]:
+    def connection_errors(self) -> tuple[type[Exception], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As kombu's, and a Redis that is full: a worker would end of that, where it can as well come back later."""
         return (*super().connection_errors, OutOfMemoryError)
 

@@ -33,6 +33,10 @@ JOIN: dict[str, Any] = {"scope": "join"}
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 STALE_S = 5.0
 MISS_RELOAD_S = 0.5
+KEPT_S = 60.0
+"""While the database does not answer, keys that were read so recently are taken for what they were."""
+AGAIN_S = 1.0
+"""How long they are, before the database is asked once more."""
 
 log = structlog.get_logger("control_plane.auth")
 
@@ -117,7 +121,7 @@ class KeyCache:
         self._open = contextlib.ExitStack()
         self._listener = self._open.enter_context(bells.listen("keys"))
         self._ring = KeyRing()
-        self._loaded_at = float("-inf")
+        self._loaded_at = self._read_at = float("-inf")
         self._lock = asyncio.Lock()
 
     def close(self) -> None:
@@ -145,10 +149,17 @@ class KeyCache:
                 return
             self._listener.take()
             asked_at = time.monotonic()
-            async with self._database.transaction() as session:
-                records = await key_records(session)
+            try:
+                async with self._database.transaction() as session:
+                    records = await key_records(session)
+            except Exception as error:  # drivers and pools fail in many ways: how long ago it worked is what counts
+                if time.monotonic() - self._read_at > KEPT_S:
+                    raise
+                log.warning("keys_not_read", error=str(error).splitlines()[:1])
+                self._loaded_at = time.monotonic() - STALE_S + AGAIN_S
+                return
             self._ring = KeyRing(records)
-            self._loaded_at = asked_at
+            self._loaded_at = self._read_at = asked_at
 
     def _fresh(self, max_age_s: float) -> bool:
         if self._listener.take():

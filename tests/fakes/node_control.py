@@ -33,6 +33,8 @@ class FakeControl:
         self.forget_node = False
         self.peers: tuple[Peer, ...] = ()
         self.lease_s = 0.0
+        self.take_back = False
+        """Whether it names again, as a control plane whose database forgot them does, what an agent says it runs."""
         self._desired = DesiredState("0", (), ())
         self._news = asyncio.Condition()
         self._runner: web.AppRunner | None = None
@@ -132,6 +134,11 @@ class FakeControl:
             return web.Response(status=409)
         async with self._news:
             self.reports.append(report)
+            named = {replica.id for replica in self._desired.replicas}
+            lost = tuple(one.wanted for one in report.replicas if one.wanted is not None and one.id not in named)
+            if self.take_back and lost:
+                replicas = (*self._desired.replicas, *lost)
+                self._desired = DesiredState(str(int(self._desired.version) + 1), replicas, self._desired.keys)
             self._news.notify_all()
         return web.Response(status=204)
 

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg
@@ -76,16 +77,18 @@ class Server:
 
     def run(self, program: str, *arguments: str) -> None:
         """One of the server's programs, to its end."""
-        done = self._as_user([str(self.postgres.programs / program), *arguments], stdout=-3, stderr=subprocess.PIPE)
+        done = self._as_user(
+            [str(self.postgres.programs / program), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
         _, errors = done.communicate(timeout=60)
         assert done.returncode == 0, errors
 
-    def _as_user(self, command: list[str], *, stdout: object, stderr: object) -> "subprocess.Popen[bytes]":
+    def _as_user(self, command: list[str], *, stdout: Any, stderr: Any) -> "subprocess.Popen[bytes]":
         user = self.postgres.user
         return subprocess.Popen(
             command,
-            stdout=stdout,  # pyright: ignore[reportArgumentType]
-            stderr=stderr,  # pyright: ignore[reportArgumentType]
+            stdout=stdout,
+            stderr=stderr,
             cwd="/",
             user=user.uid if user else None,
             group=user.gid if user else None,

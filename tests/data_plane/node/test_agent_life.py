@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import aiohttp
 import psutil
 import pytest
 
@@ -222,3 +223,43 @@ async def test_what_a_runner_left_running_ends_with_it(home: Path, control: Fake
         await control.until_phase("r1", "failed")
         gone, _ = psutil.wait_procs([child], timeout=5)
         assert gone == [child]
+
+
+async def test_f17_what_is_not_named_any_more_is_told_of_before_it_is_stopped(home: Path, control: FakeControl) -> None:
+    """A control plane that has forgotten it hears of it, with all that it was told to run, and may name it again."""
+    digest = make_artifact(home)
+    async with agent_here(home, control):
+        wanted = desired("r1", digest)
+        await control.want(wanted)
+        await control.until_phase("r1", "ready")
+        calls = len(control.calls)
+        control.take_back = True
+        await control.want()
+        await control.until(lambda _: "report" in control.calls[calls:])
+        await asyncio.sleep(0.5)
+        report = control.reports[-1]
+        assert [(one.phase, one.wanted) for one in report.replicas] == [("ready", wanted)], "it runs on"
+        control.take_back = False
+        await control.want()
+        await control.until(lambda report: not report.replicas)
+
+
+async def test_f22_a_command_for_an_older_generation_changes_nothing_and_is_counted(
+    home: Path, control: FakeControl
+) -> None:
+    digest = make_artifact(home)
+    async with agent_here(home, control):
+        await control.want(desired("r1", digest, generation=2))
+        ready = await control.until_phase("r1", "ready")
+        await control.want(desired("r1", digest, "stop", generation=1))
+        await asyncio.sleep(0.5)
+        assert control.phases("r1")[-1] == "ready" and control.reports[-1].replicas[0].pid == ready.pid
+        [registration] = control.registrations
+        headers = {"authorization": f"Bearer {registration.agent_token}"}
+        async with (
+            aiohttp.ClientSession(headers=headers) as client,
+            client.get(registration.agent_url + "/metrics") as answer,
+        ):
+            assert "ebb_node_stale_commands_total 1.0" in await answer.text()
+        await control.want()
+        await control.until(lambda report: not report.replicas)
