@@ -232,9 +232,10 @@ class Fleet:
             return
         self._start(nothing, desired, folder)
 
-    def _start(self, record: Record, desired: DesiredReplica, folder: Path) -> None:
+    def _start(self, record: Record, desired: DesiredReplica, folder: Path, *, fetch_s: float = 0.0) -> None:
         try:
-            record = launch.prepare(self._paths, desired, secrets.token_urlsafe(32), folder, self._settings.host)
+            token = secrets.token_urlsafe(32)
+            record = launch.prepare(self._paths, desired, token, folder, self._settings.host, fetch_s=fetch_s)
             self.standbys.expect(folder)
             claimed = self.standbys.claim(record)
             child, record = claimed or launch.spawn(self._paths, record, self._settings)
@@ -247,7 +248,7 @@ class Fleet:
         self.changed.set()
 
     async def _begin_when_fetched(self, replica: RunnerProcess, desired: DesiredReplica) -> None:
-        digest = desired.spec.artifact
+        digest, began = desired.spec.artifact, time.monotonic()
         try:
             folder = await asyncio.shield(self._fetch(digest, desired.spec.model))
         except weights_cache.ArtifactMissing as error:
@@ -260,7 +261,7 @@ class Fleet:
             replica.end(StartFailure(message=reason, fatal=False))
         else:
             self._note_sound(digest, folder)
-            self._start(replica.record, desired, folder)
+            self._start(replica.record, desired, folder, fetch_s=round(time.monotonic() - began, 4))
         finally:
             self._waiting.pop(desired.id, None)
 

@@ -64,7 +64,13 @@ def environment(ours: Mapping[str, str]) -> dict[str, str]:
 
 
 def prepare(
-    paths: NodePaths, desired: DesiredReplica, token: str, artifact_dir: Path, host: str = "127.0.0.1"
+    paths: NodePaths,
+    desired: DesiredReplica,
+    token: str,
+    artifact_dir: Path,
+    host: str = "127.0.0.1",
+    *,
+    fetch_s: float = 0.0,
 ) -> Record:
     """Writes record and spec, in that order: from here on an interrupted start can be found. Raises OSError."""
     record = Record(
@@ -74,6 +80,7 @@ def prepare(
         token=token,
         spawned_at=time.time(),
         wanted=desired,
+        fetch_s=fetch_s,
     )
     save(paths, record)
     paths.status(desired.id).unlink(missing_ok=True)  # of an earlier generation

@@ -32,6 +32,8 @@ class Record(msgspec.Struct, frozen=True):
     spawned_at: float = 0.0
     asked: Asked = "run"
     was_ready: bool = False
+    fetch_s: float = 0.0
+    """How long its artifact took from another node, before it was started."""
     claimed: bool = False
     """Its process had been in waiting."""
     ended: ObservedReplica | None = None

@@ -57,7 +57,7 @@ class RunnerProcess:
         self.record = record
         self.memory = residency.Resident()
         self._fixed_bytes = 0
-        self.began_at = time.monotonic() - max(0.0, time.time() - record.spawned_at)
+        self.began_at = time.monotonic() - max(0.0, time.time() - record.spawned_at) - record.fetch_s
         """When this start began, on the monotonic clock."""
         self._paths = paths
         self._settings = settings
@@ -346,7 +346,8 @@ class RunnerProcess:
         if status.phase == "parked" or "unpark" in status.spans:
             return dict(status.spans)
         begun = "claim" if self.record.claimed else "spawn"
-        return {begun: max(0.0, status.started_at - self.record.spawned_at), **status.spans}
+        fetched = {"fetch": self.record.fetch_s} if self.record.fetch_s else {}
+        return {**fetched, begun: max(0.0, status.started_at - self.record.spawned_at), **status.spans}
 
     def _keep(self, record: Record) -> None:
         self.record = record
