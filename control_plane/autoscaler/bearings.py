@@ -40,6 +40,8 @@ async def of(session: AsyncSession, held: Held, spec: RevisionSpec) -> Known | N
     slo = msgspec.convert(held.endpoint.slo, Slo)
     device = held.replicas[0].device.partition(":")[0]
     row = await session.get(BearingTable, (spec.artifact, device, slo.word), populate_existing=True)
+    if row is None and device != "cpu":
+        return None  # artifacts are measured on CPUs: that says nothing of a GPU
     if row is None:
         first = measured(await speed_of(session, spec.artifact), slo, spec.concurrency)
         return None if first is None else Known(spec.artifact, device, slo, _with_kv(first, held.replicas, spec), 0.0)

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -46,7 +46,9 @@ async def deploy(session: AsyncSession, tenant_id: UUID, wanted: NewEndpoint) ->
     _idle(wanted.idle_s)
     model = await ready_model(session, tenant_id, wanted.model)
     spec = await pin(session, tenant_id, wanted, model)
-    await _check_slo(session, tenant_id, wanted.slo, spec)
+    unmeasured = await _check_slo(session, tenant_id, wanted.slo, spec)
+    if unmeasured is not None:
+        await record(session, tenant_id, "endpoint", wanted.name, "unmeasured", unmeasured)
     endpoint_id = await _find_id(session, tenant_id, wanted.name)
     held = None if endpoint_id is None else await life.hold(session, endpoint_id)
     if held is None or held.endpoint.deleted_at is not None:
@@ -204,17 +206,27 @@ def _check_limits(low: int, high: int, param: str = "min") -> None:
         raise Invalid(f"min is {low} and max is {high}: min must not be more than max. Lower min or raise max.", param)
 
 
-async def _check_slo(session: AsyncSession, tenant_id: UUID, slo: Slo | None, spec: RevisionSpec) -> None:
-    """Refuses a latency that the artifact was measured not to have, alone and at best, on the devices in question."""
-    if slo is None or kinds_of(spec.device, await known_devices(session, tenant_id))[0] != "cpu":
-        return  # speeds are measured where artifacts are made, which is a CPU: they say nothing of a GPU
-    if fault := unmet(await artifacts.speed_of(session, spec.artifact), slo):
+async def _check_slo(session: AsyncSession, tenant_id: UUID, slo: Slo | None, spec: RevisionSpec) -> str | None:
+    """Refuses a latency that the artifact was measured not to have, alone and at best, on the devices in question. Why
+    it cannot be acted on, where nobody measured the artifact."""
+    if slo is None or slo.is_any:
+        return None
+    speed = await artifacts.speed_of(session, spec.artifact)
+    if not speed:
+        return (
+            f"Nobody measured the {word(spec.quantization)} artifact of '{spec.model}': the latency is not acted on, "
+            "and replicas follow the requests in hand. One that 'ebb models quantize' makes is measured."
+        )
+    if kinds_of(spec.device, await known_devices(session, tenant_id))[0] != "cpu":
+        return None  # speeds are measured where artifacts are made, which is a CPU: they say nothing of a GPU
+    if fault := unmet(speed, slo):
         param, sentence = fault
         raise Invalid(
             f"{sentence}, or deploy a faster artifact of '{spec.model}' than its {word(spec.quantization)} one.",
             f"slo.{param}",
             code="slo_unmet",
         )
+    return None
 
 
 def _idle(given: float | str) -> tuple[bool, float]:
@@ -310,6 +322,9 @@ async def _limits_changed(session: AsyncSession, held: Held, reason: str) -> Non
     endpoint = held.endpoint
     if not endpoint.idle_auto:
         endpoint.wake_at = None
+        # its idle times are not followed from now on: the one that has begun would be taken for a long one
+        gone = update(KeepaliveTable).where(KeepaliveTable.endpoint_id == endpoint.id).values(began_at=None)
+        await session.execute(gone)
     desired = max(endpoint.min_replicas, min(endpoint.max_replicas, endpoint.desired))
     await life.close_circuit(session, held, reason)
     await life.set_desired(session, held, desired, reason)

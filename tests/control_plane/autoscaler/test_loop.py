@@ -234,7 +234,11 @@ async def test_a_latency_that_no_device_was_measured_to_have_is_refused_in_numbe
     await fast_endpoint(world)
     with pytest.raises(Invalid, match=r"itl_p95_ms is 3, and one token of one request alone takes 10\.0 ms: 100"):
         await world.deploy(slo=Slo(itl_p95_ms=3.0), quant="int8")
-    await world.deploy(slo=Slo(itl_p95_ms=3.0), quant="bf16")  # nobody measured that one
+    await world.deploy(slo=Slo(itl_p95_ms=3.0), quant="bf16")
+    async with world.database.transaction() as session:
+        query = select(EventTable.reason).where(EventTable.type == "unmeasured")
+        [told] = (await session.execute(query)).scalars()
+    assert "Nobody measured the bf16 artifact of 'tiny'" in told
 
 
 async def test_tokens_ask_for_more_and_what_is_borne_is_learned(
