@@ -7,9 +7,8 @@ import asyncio
 import hashlib
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import aiohttp
 import structlog
@@ -82,11 +81,11 @@ async def _save(answer: aiohttp.ClientResponse, path: Path) -> str:
     with path.open("wb") as file:
         async for piece in answer.content.iter_chunked(CHUNK_BYTES):
             # both let go of the interpreter for pieces of this size, and the loop has reports to send
-            await asyncio.to_thread(_take, piece, hasher, file)
+            await asyncio.to_thread(_give, piece, hasher.update, file.write)
     path.chmod(0o444)
     return hasher.hexdigest()
 
 
-def _take(piece: bytes, hasher: "hashlib._Hash", file: BinaryIO) -> None:
-    hasher.update(piece)
-    file.write(piece)
+def _give(piece: bytes, *takers: Callable[[bytes], object]) -> None:
+    for take in takers:
+        take(piece)
