@@ -15,7 +15,6 @@ from sqlalchemy import text
 
 from control_plane.app import create_app
 from control_plane.db.session import Database
-from control_plane.endpoints import life
 from control_plane.settings import Settings
 from tests.control_plane.conftest import TestKeys
 from tests.fakes.fleet import FakeAgent, FakeGateway, add_model
@@ -180,38 +179,6 @@ async def test_how_long_a_start_takes_is_learned_from_all_of_the_same_artifact(
     other = FakeGateway(fleet.client, fleet.gateway.key, name="gateway-2")
     await other.demand(fresh["id"], waiting=1)
     assert (await fleet.gateway.state()).gateways == 2
-
-
-async def test_a_parked_replica_serves_again_and_the_ledger_has_both_starts(fleet: Fleet, database: Database) -> None:
-    endpoint = await fleet.deploy()
-    await fleet.gateway.wake(endpoint["id"])
-    [wanted] = await fleet.agent.desired(wait_s=5)
-    await fleet.agent.make_ready(wanted)
-    async with database.transaction() as session:
-        held = await life.hold(session, UUID(endpoint["id"]))
-        assert held is not None
-        held.endpoint.desired = 0
-        await life.park(session, held, held.replicas[0], "Nobody asks.")
-    [parking] = await fleet.agent.desired(wait_s=5)
-    assert parking.id == wanted.id and parking.intent == "park"
-    assert (await fleet.gateway.route()).replicas == ()
-    await fleet.agent.say(wanted, "parked", spans={})
-    assert (await fleet.gateway.route()).state == "zero"
-    async with database.transaction() as session:
-        held = await life.hold(session, UUID(endpoint["id"]))
-        assert held is not None
-        held.endpoint.desired = 1
-        await life.unpark(session, held, held.replicas[0], "Somebody asks.")
-    [back] = await fleet.agent.desired(wait_s=5)
-    route = await fleet.gateway.route()
-    assert back.intent == "run" and (route.state, route.phase) == ("waking", "parked")
-    await fleet.agent.say(wanted, "ready", spans={"unpark": 0.002})
-    assert (await fleet.gateway.route()).state == "live"
-    await fleet.agent.say(wanted, "ready", spans={"unpark": 0.002, "route": 0.01, "first_token": 0.1})
-    last, first = (await fleet.get("/starts"))["items"]
-    assert (last["tier"], last["outcome"], last["bound_s"]) == ("parked", "ready", 0.0)
-    assert last["spans"]["first_token"] == 0.1 and "load" not in last["spans"] and last["total_s"] < 30
-    assert first["tier"] == "cached" and "load" in first["spans"] and last["replica"] == first["replica"]
 
 
 async def test_twenty_wakes_at_once_are_one_replica(fleet: Fleet) -> None:
