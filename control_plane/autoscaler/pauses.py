@@ -97,16 +97,18 @@ def encode(history: History) -> dict[str, Any]:
     return {
         "bins": BINS,
         "whole": _sparse(history.whole),
-        "parts": {str(part): _sparse(histogram) for part, histogram in history.parts.items()},
+        "lately": _sparse(history.lately),
+        "hours": _sparse(history.hours),
     }
 
 
 def decode(kept: dict[str, Any]) -> History:
     """The history in a row. One that was kept for other bins says nothing any more, and is begun anew."""
-    if kept.get("bins") != BINS:
-        return History()
-    parts = {int(part): _dense(histogram) for part, histogram in kept["parts"].items()}
-    return History(_dense(kept["whole"]), parts)
+    history = History()
+    if kept.get("bins") == BINS:
+        for name in ("whole", "lately", "hours"):
+            _fill(getattr(history, name), kept[name])
+    return history
 
 
 def _sparse(histogram: Histogram) -> dict[str, Any]:
@@ -114,11 +116,10 @@ def _sparse(histogram: Histogram) -> dict[str, Any]:
     return {"at": histogram.at, "weights": weights}
 
 
-def _dense(kept: dict[str, Any]) -> Histogram:
-    histogram = Histogram(at=kept["at"])
+def _fill(histogram: Histogram, kept: dict[str, Any]) -> None:
+    histogram.at = kept["at"]
     for at, weight in kept["weights"].items():
         histogram.weights[int(at)] = weight
-    return histogram
 
 
 async def _terms(session: AsyncSession, held: Held) -> Terms:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from control_plane.autoscaler.keepalive import (
     BINS,
+    CELLS,
     DAY_S,
     EDGES,
     ENOUGH,
@@ -17,8 +18,8 @@ from control_plane.autoscaler.keepalive import (
     Plan,
     Terms,
     bin_of,
+    hour_of,
     idle_limit_s,
-    part_of_week,
     plan,
     wake,
 )
@@ -37,9 +38,9 @@ def history_of(gaps: list[float], begin: float = MONDAY) -> History:
 
 
 def test_too_little_history_is_a_constant_and_says_so() -> None:
-    planned = plan(history_of([50.0, 60.0]), TERMS, MONDAY)
+    planned = plan(history_of([0.5]), TERMS, MONDAY)
     assert planned.held == ((0.0, 300.0),) and planned.is_fallback
-    assert "Only 2.0 idle times" in planned.reason and "constant 300 s" in planned.reason
+    assert "Only 0.0 idle times" in planned.reason and "constant 300 s" in planned.reason
     assert not wake(planned, MONDAY, MONDAY + 1e6).is_due
 
 
@@ -51,11 +52,11 @@ def test_a_constant_of_nothing_holds_nothing() -> None:
 def test_short_pauses_are_held_through_and_then_let_go() -> None:
     planned = plan(history_of([40.0] * 20), TERMS, MONDAY + 800)
     ((start, end),) = planned.held
-    assert start == 0.0 and 40.0 < end < 60.0 and not planned.is_fallback and "Kept for" in planned.reason
+    assert start == 0.0 and 40.0 < end < 300.0 and not planned.is_fallback and "Kept for" in planned.reason
 
 
 def test_a_pause_longer_than_it_is_worth_is_slept_through_and_woken_from_ahead() -> None:
-    planned = plan(history_of([3600.0] * 20), TERMS, MONDAY)
+    planned = plan(history_of([3600.0] * 20), TERMS, MONDAY + 20 * 3600)
     ((start, end),) = planned.held
     assert 0.0 < start <= 3600.0 - TERMS.start_s and end > 3600.0 and "woken ahead" in planned.reason
     early, due, late = (wake(planned, MONDAY, MONDAY + at) for at in (10.0, start + 1.0, end + 1.0))
@@ -77,17 +78,35 @@ def test_old_idle_times_are_forgotten() -> None:
     assert max(history.whole.weights) == history.whole.weights[bin_of(3600.0)]
 
 
-def test_the_time_of_the_week_tells() -> None:
+def test_one_idle_time_is_enough_to_plan_by_what_is_usual() -> None:
+    short, long = (plan(history_of([30.0]), Terms(20.0, 16 * 10**9, worth), MONDAY + 30) for worth in (240.0, 48_000.0))
+    assert not short.is_fallback and short.held[0][0] == long.held[0][0] == 0.0
+    assert 60.0 < short.held[0][1] < 300.0 < 3600.0 < long.held[0][1]
+
+
+def test_an_endpoint_that_is_used_by_the_hour_is_kept_longer_than_one_used_by_the_week() -> None:
+    worth = Terms(20.0, 16 * 10**9)
+    often, seldom = history_of([3000.0, 4500.0] * 15), history_of([5 * DAY_S, 6 * DAY_S] * 4)
+    kept = [plan(history, worth, history.whole.at) for history in (often, seldom)]
+    assert kept[0].is_held(6000.0) and not kept[1].is_held(5 * 3600.0)
+
+
+def test_the_hour_of_the_day_tells() -> None:
     history = History()
-    for week in range(4):
-        for step in range(30):
-            morning = MONDAY + week * 7 * DAY_S + 9 * 3600 + step * 60
-            history.learn(30.0, morning + 30.0)
-            history.learn(30000.0, morning + 13 * 3600 + 30000.0)
-    later = MONDAY + 28 * DAY_S
-    by_day, by_night = (history.shares(later + hour * 3600)[bin_of(30.0)] for hour in (9, 23))
-    assert by_day > 0.7 > 0.3 > by_night
-    assert part_of_week(MONDAY) == 0 and part_of_week(MONDAY + 5 * DAY_S) == 6 and part_of_week(MONDAY - 1.0) == 11
+    for day in range(20):
+        for hour in range(9, 12):
+            history.learn(3000.0, MONDAY + day * DAY_S + hour * 3600)
+    by_hour = history.by_hour(MONDAY + 20 * DAY_S)
+    assert by_hour[10] > 4.0 and by_hour[20] < 0.3 and math.isclose(sum(by_hour), 24.0)
+    assert hour_of(MONDAY) == 0 and hour_of(MONDAY - 1.0) == 23 and hour_of(MONDAY + 9.5 * 3600) == 9
+
+
+def test_rates_are_counts_over_time_spent() -> None:
+    history = history_of([100.0] * 200)
+    rates = history.rates(history.whole.at)
+    assert rates[bin_of(100.0)] > 20 * rates[bin_of(70.0)] and min(rates) > 0.0
+    chances = history.chances(history.whole.at)
+    assert len(chances) == len(CELLS) and all(0.0 <= chance <= 1.0 for chance in chances)
 
 
 def test_a_limit_counts_from_the_start_that_came_since() -> None:
@@ -99,7 +118,7 @@ def test_a_limit_counts_from_the_start_that_came_since() -> None:
 
 def test_nonsense_is_not_learned() -> None:
     history = history_of([0.0, 0.5, -3.0, math.nan, math.inf])
-    assert history.whole.count(MONDAY) == 0.0 and history.parts == {}
+    assert history.whole.count(MONDAY) == history.hours.count(MONDAY) == 0.0
 
 
 @given(GAPS, st.floats(0.0, 100.0), st.integers(1, 10**12), st.floats(0.0, 1e5), st.floats(0.1, 10.0))
@@ -128,12 +147,12 @@ def test_memory_that_others_want_is_held_no_longer(gaps: list[float]) -> None:
 
 def expected(history: History, planned: Plan, now: float) -> float:
     """The seconds that a plan is expected to hold a replica, its starts' early time included."""
-    shares = history.shares(now)
-    total = 0.0
-    for at, share in enumerate(shares):
-        middle = (EDGES[at] + EDGES[at + 1]) / 2
-        total += share * sum(max(0.0, min(middle, end) - start) for start, end in planned.held)
-    return total
+    total, left = 0.0, 1.0
+    for (begin, stop, _), chance in zip(CELLS, history.chances(now), strict=True):
+        middle = (begin + stop) / 2
+        total += left * chance * sum(max(0.0, min(middle, end) - start) for start, end in planned.held)
+        left *= 1.0 - chance
+    return total + left * sum(end - start for start, end in planned.held)
 
 
 @given(st.lists(st.tuples(st.floats(0.0, 1e9), st.floats(0.0, 1e9)), max_size=40))
@@ -141,7 +160,7 @@ def expected(history: History, planned: Plan, now: float) -> float:
 def test_a_histogram_never_counts_more_than_it_was_told(told: list[tuple[float, float]]) -> None:
     histogram = Histogram()
     for idle_s, at in told:
-        histogram.add(idle_s, at)
+        histogram.add(bin_of(idle_s), at)
     assert 0.0 <= histogram.count(2e9) <= histogram.count(0.0) <= len(told) + 1e-6
     assert len(histogram.weights) == BINS and all(weight >= 0.0 for weight in histogram.weights)
 
