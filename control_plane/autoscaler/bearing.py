@@ -99,9 +99,7 @@ def _rows(speed: Mapping[str, float], slo: Slo, concurrency: int) -> tuple[float
 
 
 def _times(bearing: Bearing, factor: float) -> Bearing:
-    return replace(
-        bearing, prefill_per_s=bearing.prefill_per_s * factor, decode_per_s=bearing.decode_per_s * factor
-    )
+    return replace(bearing, prefill_per_s=bearing.prefill_per_s * factor, decode_per_s=bearing.decode_per_s * factor)
 
 
 def _part(seen_ms: float | None, allowed_ms: float | None) -> float:

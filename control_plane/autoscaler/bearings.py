@@ -1,5 +1,5 @@
-"""What replicas of an artifact bear, kept in rows: first by the artifact's measured speed, then by what is served. Knows
-nothing of how many replicas follow from it."""
+"""What replicas of an artifact bear, kept in rows: first by the artifact's measured speed, then by what is served.
+Knows nothing of how many replicas follow from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -73,7 +73,9 @@ async def write(session: AsyncSession, held: Held, known: Known, better: Bearing
     new = insert(BearingTable).values(artifact=known.artifact, device=known.device, slo=known.slo.word, **facts)
     await session.execute(new.on_conflict_do_update(index_elements=["artifact", "device", "slo"], set_=facts))
     endpoint = held.endpoint
-    reason = f"By what was served, a replica bears {better} of prompts and answers within its latency, not {known.bearing}."
+    reason = (
+        f"By what was served, a replica within its latency bears {better} of prompts and answers, not {known.bearing}."
+    )
     await record(session, endpoint.tenant_id, "endpoint", endpoint.name, "learned", reason, {"slo": known.slo.word})
 
 

@@ -17,7 +17,7 @@ from control_plane.autoscaler.keepalive import idle_limit_s, wake
 from control_plane.autoscaler.observe import has_work, observe
 from control_plane.autoscaler.pauses import Pause, Turn, turn
 from control_plane.autoscaler.policy import Decision, Limits, Observation, decide
-from control_plane.db.clock import unix
+from control_plane.db.clock import db_now, unix
 from control_plane.db.loop import Leadership
 from control_plane.endpoints import life, metrics
 from control_plane.endpoints.life import Held
@@ -25,6 +25,7 @@ from control_plane.endpoints.tables import EndpointTable
 
 TICK_S = 5.0
 SOONEST_S = 0.05
+ROUNDING_S = 1e-3
 
 
 class AutoscalerLoop:
@@ -94,7 +95,8 @@ class _View:
         if seen.promised_until is not None:
             idle_s = max(idle_s, seen.promised_until - quiet_since)
         observed = replace(seen, last_work_at=self.pause.began_at)
-        decision = decide(observed, replace(self.limits, idle_s=round(idle_s, 3)), self.now)
+        # a stretch that is over ends now, not a rounding later
+        decision = decide(observed, replace(self.limits, idle_s=max(0.0, idle_s - ROUNDING_S)), self.now)
         if seen.desired <= decision.desired or seen.is_waking:
             return decision
         return replace(decision, reason=f"{decision.reason} {plan.reason}")
@@ -146,9 +148,9 @@ async def _due(session: AsyncSession) -> tuple[list[UUID], float]:
     there = EndpointTable.deleted_at.is_(None)
     is_due = or_(EndpointTable.desired > 0, EndpointTable.min_replicas > 0, EndpointTable.wake_at <= now)
     ids = (await session.execute(select(EndpointTable.id).where(there, is_due).order_by(EndpointTable.id))).scalars()
-    later = select(func.min(EndpointTable.wake_at) - now).where(there, EndpointTable.wake_at > now)
-    left = (await session.execute(later)).scalar_one()
-    return list(ids), math.inf if left is None else left.total_seconds()
+    later = select(func.min(EndpointTable.wake_at)).where(there, EndpointTable.wake_at > now)
+    wake_at = (await session.execute(later)).scalar_one()
+    return list(ids), math.inf if wake_at is None else (wake_at - await db_now(session)).total_seconds()
 
 
 async def _rest_s(session: AsyncSession, endpoint_id: UUID) -> float | None:

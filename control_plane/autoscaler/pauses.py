@@ -13,7 +13,7 @@ from control_plane.autoscaler import keepalive
 from control_plane.autoscaler.keepalive import BINS, SHORTEST_S, Histogram, History, Plan, Terms
 from control_plane.autoscaler.pressure import pressure
 from control_plane.endpoints.life import Held
-from control_plane.endpoints.memory import usable_bytes
+from control_plane.endpoints.memory import GIB, usable_bytes
 from control_plane.endpoints.states import ENDED
 from control_plane.endpoints.tables import EndpointTable, KeepaliveTable, ReplicaTable
 from control_plane.nodes.tables import NodeTable
@@ -131,7 +131,7 @@ async def _terms(session: AsyncSession, held: Held) -> Terms:
         sizes = list(last.scalars())
     return Terms(
         start_s=START_S if endpoint.start_s is None else endpoint.start_s,
-        memory_bytes=max(sizes, default=1),
+        memory_bytes=max(sizes, default=GIB),
         pressure=await _pressure(session),
         constant_s=endpoint.idle_s,
     )

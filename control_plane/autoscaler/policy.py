@@ -2,7 +2,7 @@
 
 A policy takes what was observed and the time, and returns a number with its reason. "No data" is a value: while no
 gateway reports, what is stays. Requests in hand count at once, those that wait in a gateway like those that run. Where
-the endpoint has a latency to hold, its work counts as well: tokens a second and KV held, against what one replica bears.
+the endpoint has a latency to hold, its work counts as well: tokens a second and KV held, against what a replica bears.
 Fewer are wanted only after a whole stable window in which fewer would have held all of it.
 """
 
@@ -147,9 +147,9 @@ def _by_work(kept: int, fresh: Sequence[GatewayDemand], limits: Limits) -> tuple
     kv_tokens = sum(report.kv_tokens for report in fresh)
     usual = math.ceil(limits.bears.replicas(stable, kv_tokens))
     if panic is not None:
-        lately = math.ceil(limits.bears.replicas(panic, kv_tokens))
+        lately = limits.bears.replicas(panic, kv_tokens)
         if lately > usual and lately >= PANIC_FACTOR * max(1, kept):
-            return lately, f"and lately {_figures(panic, kv_tokens)} where one bears {limits.bears}"
+            return math.ceil(lately), f"and lately {_figures(panic, kv_tokens)} where one bears {limits.bears}"
     return usual, f"and {_figures(stable, kv_tokens)} where one bears {limits.bears}"
 
 

@@ -6,6 +6,7 @@ falls, the gateway began anew and what it had counted is not known. The windows 
 stable one that smooths, and a panic one that is a tenth of it (knative.dev, "Additional autoscaling configuration").
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ def rates(samples: Sequence[Sample], window_s: float, now: float, *, is_idle: bo
     `is_idle`: the gateway has no work since its last sample, so that its counters are the same at `now`.
     """
     known = _known(samples, now, is_idle)
-    return _between(known, len(known) - 1, window_s) if len(known) > 1 else None
+    return _last(known, window_s) if len(known) > 1 else None
 
 
 def peak(samples: Sequence[Sample], now: float, *, is_idle: bool = False) -> Rates | None:
@@ -46,14 +47,21 @@ def peak(samples: Sequence[Sample], now: float, *, is_idle: bool = False) -> Rat
     known = _known(samples, now, is_idle)
     if len(known) < 2:
         return None
-    ends = [end for end in range(1, len(known)) if known[end][0] > now - STABLE_S] or [len(known) - 1]
-    parts = [_between(known, end, PANIC_S) for end in ends]
-    return Rates(
-        max(one.concurrency for one in parts),
-        max(one.prefill_per_s for one in parts),
-        max(one.decode_per_s for one in parts),
-        _between(known, len(known) - 1, STABLE_S).span_s,
-    )
+    concurrency = prefill = decode = 0.0
+    at = 0
+    for end in range(1, len(known)):
+        last = known[end]
+        if last[0] <= now - STABLE_S and end < len(known) - 1:
+            continue
+        begin = last[0] - PANIC_S
+        while known[at + 1][0] <= begin:
+            at += 1
+        first = _interpolated(known, at, begin)
+        span_s = last[0] - first[0]
+        concurrency = max(concurrency, (last[1] - first[1]) / span_s)
+        prefill = max(prefill, (last[2] - first[2]) / span_s)
+        decode = max(decode, (last[3] - first[3]) / span_s)
+    return Rates(concurrency, prefill, decode, min(STABLE_S, known[-1][0] - known[0][0]))
 
 
 def together(each: Sequence[Rates | None]) -> Rates | None:
@@ -72,29 +80,41 @@ def together(each: Sequence[Rates | None]) -> Rates | None:
 def _known(samples: Sequence[Sample], now: float, is_idle: bool) -> list[Sample]:
     """The samples of one life of the gateway, in order of time, with what is known of `now`."""
     known: list[Sample] = []
+    at = busy = prefill = decode = -math.inf
     for sample in samples:
-        if known and sample[0] <= known[-1][0]:
+        if sample[0] <= at:
             continue
-        if known and any(new < old for new, old in zip(sample, known[-1], strict=True)):
+        if sample[1] < busy or sample[2] < prefill or sample[3] < decode:
             known = []
+        at, busy, prefill, decode = sample
         known.append(sample)
-    if is_idle and known and known[-1][0] < now:
-        known.append((now, *known[-1][1:]))
+    if is_idle and known and at < now:
+        known.append((now, busy, prefill, decode))
     return known
 
 
-def _between(known: Sequence[Sample], end: int, window_s: float) -> Rates:
-    """The mean over the window that ends with `known[end]`, or over as much of it as is known. A window that begins
-    between two samples begins with what lies between: a gateway tells when work begins, so before that there was none.
-    """
-    last, begin = known[end], known[end][0] - window_s
-    at = end - 1
+def _last(known: Sequence[Sample], window_s: float) -> Rates:
+    """The mean over the window that ends with the last sample, or over as much of it as is known."""
+    last = known[-1]
+    begin = last[0] - window_s
+    at = len(known) - 2
     while at > 0 and known[at][0] > begin:
         at -= 1
-    first, after = known[at], known[at + 1]
-    if first[0] < begin:
-        part = (begin - first[0]) / (after[0] - first[0])
-        first = (begin, *(old + part * (new - old) for old, new in zip(first[1:], after[1:], strict=True)))
+    first = _interpolated(known, at, begin)
     span_s = last[0] - first[0]
-    busy, prefill, decode = ((last[value] - first[value]) / span_s for value in (1, 2, 3))
-    return Rates(busy, prefill, decode, span_s)
+    return Rates((last[1] - first[1]) / span_s, (last[2] - first[2]) / span_s, (last[3] - first[3]) / span_s, span_s)
+
+
+def _interpolated(known: Sequence[Sample], at: int, begin: float) -> Sample:
+    """The counters at `begin`, which is not after the sample that follows `at`; those of `at` where it is before them
+    all. A gateway tells when work begins, so that what lies between two samples is spread evenly enough."""
+    first, after = known[at], known[at + 1]
+    if first[0] >= begin:
+        return first
+    part = (begin - first[0]) / (after[0] - first[0])
+    return (
+        begin,
+        first[1] + part * (after[1] - first[1]),
+        first[2] + part * (after[2] - first[2]),
+        first[3] + part * (after[3] - first[3]),
+    )

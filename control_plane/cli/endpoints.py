@@ -9,10 +9,21 @@ from control_plane.catalog.quantization import AUTO
 from control_plane.cli.client import Api, Json, segment
 from control_plane.cli.errors import ApiFault, CliError
 from control_plane.cli.models import make_artifact
-from control_plane.cli.options import DEFAULT_HOME, HomeOption, Output, OutputOption, QuantOption
+from control_plane.cli.options import (
+    DEFAULT_HOME,
+    IDLE,
+    SLO_ITL,
+    SLO_TTFT,
+    HomeOption,
+    Output,
+    OutputOption,
+    QuantOption,
+    idle_body,
+)
 from control_plane.cli.output import print_json, print_table, stderr
 from control_plane.cli.progress import wait_until
 from control_plane.cli.starts import print_starts, start_of
+from control_plane.endpoints.idle import IDLE_AUTO
 
 NameArgument = Annotated[str, typer.Argument(help="The endpoint's name.")]
 WAIT_S = 300.0
@@ -23,11 +34,13 @@ def deploy(
     model: Annotated[str, typer.Option("--model", "-m", help="A model of the catalog.")],
     min_replicas: Annotated[int, typer.Option("--min", help="Replicas that always run.")] = 0,
     max_replicas: Annotated[int, typer.Option("--max", help="Replicas at most.")] = 1,
-    idle_s: Annotated[int, typer.Option("--idle", help="Seconds without work after which it sleeps.")] = 30,
+    idle_s: Annotated[str, IDLE] = IDLE_AUTO,
     context: Annotated[int, typer.Option("--context", help="Tokens of context; 0: the model's own.")] = 0,
     concurrency: Annotated[int, typer.Option("--concurrency", help="Requests a replica runs at once.")] = 32,
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = "auto",
     quant: QuantOption = AUTO,
+    slo_ttft_ms: Annotated[float | None, SLO_TTFT] = None,
+    slo_itl_ms: Annotated[float | None, SLO_ITL] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Stay until its URL answers (with --min: until it is live).")] = (
         False
     ),
@@ -37,12 +50,16 @@ def deploy(
     """Give a model a URL, or change how an endpoint runs.
 
     With --min 0 it sleeps until a request arrives. With --quant auto it serves the fastest of the model's artifacts;
-    one that it names and that is not there yet is made first.
+    one that it names and that is not there yet is made first. With --idle auto it is kept, and woken ahead of requests,
+    by its own idle times. With --slo-ttft and --slo-itl it has as many replicas as hold that latency.
     """
     body: Json = {
-        **{"name": name, "model": model, "min": min_replicas, "max": max_replicas, "idle_s": idle_s},
+        **{"name": name, "model": model, "min": min_replicas, "max": max_replicas, "idle_s": idle_body(idle_s)},
         **{"context": context, "concurrency": concurrency, "dtype": dtype, "quant": quant},
     }
+    slo = {"ttft_p95_ms": slo_ttft_ms, "itl_p95_ms": slo_itl_ms}
+    if any(slo.values()):
+        body["slo"] = {name: value for name, value in slo.items() if value is not None}
     with Api.open(home) as api:
         endpoint = _post(api, body)
         if wait:
@@ -101,7 +118,7 @@ def ps(
     rows = [
         (
             *(item["endpoint"], item["model"], item["quant"], item["state"], f"{item['ready']}/{item['desired']}"),
-            *(f"{item['min']}..{item['max']}", f"{item['idle_s']:g} s", item["url"], note_of(item)),
+            *(f"{item['min']}..{item['max']}", idle_text(item), item["url"], note_of(item)),
         )
         for item in items
     ]
@@ -117,26 +134,31 @@ def note_of(endpoint: Json) -> str:
     return "" if endpoint["state"] in ("live", "zero") else ": ".join(part for part in said if part)
 
 
+def idle_text(endpoint: Json) -> str:
+    """`30 s`, or `auto`."""
+    idle = endpoint["idle_s"]
+    return str(idle) if idle == IDLE_AUTO else f"{idle:g} s"
+
+
 def scale(
     name: NameArgument,
     min_replicas: Annotated[int | None, typer.Option("--min", help="Replicas that always run.")] = None,
     max_replicas: Annotated[int | None, typer.Option("--max", help="Replicas at most.")] = None,
-    idle_s: Annotated[int | None, typer.Option("--idle", help="Seconds without work before it sleeps.")] = None,
+    idle_s: Annotated[str | None, IDLE] = None,
     home: HomeOption = DEFAULT_HOME,
     output: OutputOption = Output.table,
 ) -> None:
     """Change how many replicas an endpoint may have, and when it sleeps."""
-    wanted = {"min": min_replicas, "max": max_replicas, "idle_s": idle_s}
+    wanted = {"min": min_replicas, "max": max_replicas, "idle_s": None if idle_s is None else idle_body(idle_s)}
     body: Json = {field: value for field, value in wanted.items() if value is not None}
     if not body:
-        raise typer.BadParameter("Say what to change: --min N, --max N or --idle SECONDS.")
+        raise typer.BadParameter("Say what to change: --min N, --max N, --idle auto or --idle SECONDS.")
     with Api.open(home) as api:
         endpoint = api.patch(f"/endpoints/{segment(name)}", body)
     if output is Output.json:
         return print_json(endpoint)
-    stderr().print(
-        f"Endpoint '{name}': {endpoint['min']} to {endpoint['max']} replicas, asleep after {endpoint['idle_s']:g} s."
-    )
+    idle = "and sleeps by its idle times" if endpoint["idle_s"] == IDLE_AUTO else f"asleep after {idle_text(endpoint)}"
+    stderr().print(f"Endpoint '{name}': {endpoint['min']} to {endpoint['max']} replicas, {idle}.")
 
 
 def wake(

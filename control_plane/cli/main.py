@@ -8,6 +8,7 @@ import typer
 
 from control_plane.cli import (
     bench,
+    bench_decide,
     bench_gateway,
     chat,
     doctor,
@@ -66,7 +67,14 @@ _add(
     "cat question.txt | ebb chat chat",
 )
 _add("wake", ENDPOINTS, endpoints.wake, "ebb wake chat", "ebb wake chat --wait")
-_add("scale", ENDPOINTS, endpoints.scale, "ebb scale chat --min 1 --max 4", "ebb scale chat --idle 600")
+_add(
+    "scale",
+    ENDPOINTS,
+    endpoints.scale,
+    "ebb scale chat --min 1 --max 4",
+    "ebb scale chat --idle 600",
+    "ebb scale chat --idle auto",
+)
 _add("logs", ENDPOINTS, logs.logs, "ebb logs chat", "ebb logs chat -f")
 _add("events", ENDPOINTS, logs.events, "ebb events", "ebb events -f --subject chat", "ebb events --requests")
 _add("rm", ENDPOINTS, endpoints.rm, "ebb rm chat")
@@ -80,6 +88,9 @@ bench.app.command(
         "ebb bench gateway --stub http://127.0.0.1:9101,http://127.0.0.1:9102 --peer other=http://127.0.0.1:30000",
     ),
 )(bench_gateway.gateway)
+bench.app.command(
+    "decide", epilog=examples_of("ebb bench decide", "ebb bench decide --endpoints 10,100,1000,10000 -o json")
+)(bench_decide.decide)
 app.add_typer(bench.app, name="bench", rich_help_panel=ACCESS)
 app.add_typer(simulate.app, name="simulate", rich_help_panel=ACCESS)
 

@@ -73,5 +73,8 @@ def _print(summary: Json) -> None:
             f"\ncontrol plane {summary['control']}, gateway {summary['gateway']}\n"
             f"{ready} of {len(summary['nodes'])} nodes ready, {live} of {len(summary['endpoints'])} endpoints live"
         )
+        for endpoint in summary["endpoints"]:
+            if endpoint.get("idle_plan"):
+                typer.echo(f"{endpoint['name']}, idle auto: {endpoint['idle_plan']}")
     elif summary["processes"]:
         stderr().print(str(summary.get("fault", "")), markup=False)

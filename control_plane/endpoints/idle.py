@@ -2,8 +2,6 @@
 
 import math
 
-from control_plane.errors import Invalid
-
 IDLE_AUTO = "auto"
 LEAST_S, MOST_S = 1.0, 86_400.0
 FALLBACK_S = 300.0
@@ -12,14 +10,13 @@ UNPLANNED = f"No idle time has begun yet: kept for the constant {FALLBACK_S:g} s
 
 
 def idle_of(given: float | str, param: str = "idle_s") -> tuple[bool, float]:
-    """(whether it is auto, seconds). Raises Invalid for what is neither `auto` nor seconds from 1 to 86,400."""
+    """(whether it is auto, seconds). Raises ValueError with a sentence for what is neither."""
     if given == IDLE_AUTO:
         return True, FALLBACK_S
     if isinstance(given, str) or not math.isfinite(given) or not LEAST_S <= given <= MOST_S:
         shown = "".join(c if c.isprintable() else "?" for c in str(given))[:40]
-        raise Invalid(
+        raise ValueError(
             f"{param} is '{shown}': it is 'auto' (by the endpoint's own idle times) or seconds from {LEAST_S:g} to "
-            f"{MOST_S:g}.",
-            param,
+            f"{MOST_S:.0f}."
         )
     return False, float(given)

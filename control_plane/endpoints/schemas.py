@@ -17,7 +17,9 @@ MOST_REPLICAS = 64
 Count = Annotated[int, msgspec.Meta(ge=0, le=MOST_REPLICAS)]
 Idle = Annotated[
     float | str,
-    msgspec.Meta(description="Seconds from 1 to 86400, or auto: by the endpoint's own idle times.", examples=["auto", 30]),
+    msgspec.Meta(
+        description="Seconds from 1 to 86400, or auto: by the endpoint's own idle times.", examples=["auto", 30]
+    ),
 ]
 DEVICE = r"^(auto|cpu|cuda|cuda:[0-9]{1,2})$"
 
@@ -50,7 +52,7 @@ class Scale(msgspec.Struct, forbid_unknown_fields=True):
 
 class Endpoint(msgspec.Struct, frozen=True):
     """An endpoint now. `endpoint` is its name again; `phase` is set while it is waking, `retry_at` while it failed;
-    `quant` is that of the artifact that its revision pins; `idle_plan` says what `idle_s` auto comes to, in a sentence."""
+    `quant` is that of the artifact that its revision pins; `idle_plan` says what `idle_s` auto comes to."""
 
     id: str
     name: str

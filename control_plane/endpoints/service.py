@@ -43,7 +43,7 @@ async def deploy(session: AsyncSession, tenant_id: UUID, wanted: NewEndpoint) ->
     if not is_name(wanted.name):
         raise Invalid(f"An endpoint's name has {NAME_RULE}, and no '..'; this is '{wanted.name[:80]}'.", "name")
     _check_limits(wanted.min, wanted.max)
-    idle_of(wanted.idle_s)
+    _idle(wanted.idle_s)
     model = await ready_model(session, tenant_id, wanted.model)
     spec = await pin(session, tenant_id, wanted, model)
     await _check_slo(session, tenant_id, wanted.slo, spec)
@@ -64,7 +64,7 @@ async def scale(session: AsyncSession, tenant_id: UUID, name: str, change: Scale
     _check_limits(low, high, "min" if change.max is None else "max")
     endpoint.min_replicas, endpoint.max_replicas = low, high
     if change.idle_s is not None:
-        endpoint.idle_auto, endpoint.idle_s = idle_of(change.idle_s)
+        endpoint.idle_auto, endpoint.idle_s = _idle(change.idle_s)
     await _limits_changed(session, held, "The limits were changed by request.")
     return held
 
@@ -204,6 +204,13 @@ async def _check_slo(session: AsyncSession, tenant_id: UUID, slo: Slo | None, sp
         )
 
 
+def _idle(given: float | str) -> tuple[bool, float]:
+    try:
+        return idle_of(given)
+    except ValueError as error:
+        raise Invalid(str(error), "idle_s") from error
+
+
 def _stored(slo: Slo | None) -> dict[str, Any] | None:
     return None if slo is None or slo.is_any else msgspec.to_builtins(slo)
 
@@ -227,7 +234,7 @@ async def _create(
     session: AsyncSession, tenant_id: UUID, wanted: NewEndpoint, model: ModelTable, spec: RevisionSpec
 ) -> Held:
     reason = f"Deployed from model '{model.name}'."
-    idle_auto, idle_s = idle_of(wanted.idle_s)
+    idle_auto, idle_s = _idle(wanted.idle_s)
     row = EndpointTable(
         tenant_id=tenant_id,
         name=wanted.name,
@@ -264,7 +271,7 @@ async def _revise(
 ) -> None:
     endpoint = held.endpoint
     endpoint.min_replicas, endpoint.max_replicas = wanted.min, wanted.max
-    endpoint.idle_auto, endpoint.idle_s = idle_of(wanted.idle_s)
+    endpoint.idle_auto, endpoint.idle_s = _idle(wanted.idle_s)
     endpoint.slo = _stored(wanted.slo)
     current = select(RevisionTable.spec).where(
         RevisionTable.endpoint_id == endpoint.id, RevisionTable.number == endpoint.revision

@@ -138,7 +138,7 @@ class DemandTable(Base):
 
 
 class GatewayTable(Base):
-    """A gateway, and when it was last heard. It names only endpoints whose work changed: the others are as they were."""
+    """A gateway, and when it was last heard. It names only endpoints whose work changed: others are as they were."""
 
     __tablename__ = "gateways"
 

@@ -66,7 +66,7 @@ class Demand:
         return sum(tally.in_hand for tally in self._tallies.values())
 
     def news(self, *, whole: bool) -> list[str]:
-        """Endpoints that have work, and those whose work ended since this was last asked; `whole`: that ever had any."""
+        """Endpoints that have work, and those whose work ended since this was last asked. `whole`: all that had any."""
         ended, self._ended = self._ended, set()
         return [id for id, tally in self._tallies.items() if whole or tally.in_hand or id in ended]
 

@@ -3,10 +3,20 @@
 import dataclasses
 import math
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control_plane.autoscaler.policy import CALL_OFF_S, FRESH_S, GatewayDemand, Limits, Observation, decide
+from control_plane.autoscaler.bearing import Bearing
+from control_plane.autoscaler.policy import (
+    CALL_OFF_S,
+    DOWN_SHARE,
+    FRESH_S,
+    GatewayDemand,
+    Limits,
+    Observation,
+    decide,
+)
+from control_plane.autoscaler.window import STABLE_S, Rates
 
 NOW = 1_000_000.0
 MOMENT = st.one_of(st.none(), st.floats(NOW - 5000, NOW))
@@ -145,3 +155,133 @@ def test_min_keeps_them_and_max_zero_takes_them() -> None:
     assert decide(quiet(desired=2, last_work_at=0.0), Limits(1, 4, 5, 8), NOW).desired == 1
     assert decide(quiet(desired=0), Limits(2, 4, 5, 8), NOW).desired == 2
     assert decide(Observation(1, 0, (GatewayDemand(3, 3, NOW),)), Limits(0, 0, 5, 8), NOW).desired == 0
+
+
+RATES = st.one_of(
+    st.none(), st.builds(Rates, st.floats(0, 300), st.floats(0, 1e5), st.floats(0, 1e5), st.floats(1, 60))
+)
+WINDOWS = st.lists(
+    st.builds(
+        GatewayDemand,
+        *(st.integers(0, 200), st.integers(0, 200), st.floats(NOW - 60, NOW), st.integers(0, 10**6)),
+        *(RATES, RATES, RATES),
+    ),
+    max_size=3,
+).map(tuple)
+WORKING = st.builds(
+    Observation,
+    st.integers(0, 16),
+    st.integers(0, 3),
+    WINDOWS,
+    MOMENT,
+    MOMENT,
+    MOMENT,
+    UNTIL,
+    st.integers(0, 3),
+    MOMENT,
+)
+BEARS = st.one_of(st.none(), st.builds(Bearing, st.floats(1, 1e4), st.floats(1, 1e4), st.floats(1, 1e6)))
+
+
+@given(WORKING, limits(), BEARS)
+@settings(max_examples=60, deadline=None)
+def test_with_windows_and_a_latency_it_stays_within_limits_and_says_why(
+    seen: Observation, limits: Limits, bears: Bearing | None
+) -> None:
+    decision = decide(seen, dataclasses.replace(limits, bears=bears), NOW)
+    assert limits.min <= decision.desired <= limits.max and decision.reason.endswith((".", ")."))
+    if load(seen):
+        assert decision.desired >= min(limits.max, math.ceil(load(seen) / limits.target)), "a queue counts at once"
+
+
+@given(WORKING, limits(), BEARS)
+@settings(max_examples=60, deadline=None)
+def test_it_shrinks_only_to_what_would_have_held_a_whole_minute(
+    seen: Observation, limits: Limits, bears: Bearing | None
+) -> None:
+    limits = dataclasses.replace(limits, bears=bears)
+    desired = decide(seen, limits, NOW).desired
+    if not load(seen) or desired >= min(seen.desired, limits.max):
+        return
+    fresh = [one for one in seen.demand if NOW - one.reported_at <= FRESH_S]
+    peaks = [one.peak for one in fresh if one.peak is not None]
+    assert len(peaks) == len(fresh) and all(one.is_whole(STABLE_S) for one in peaks)
+    assert seen.raised_at is None or NOW - seen.raised_at >= STABLE_S
+    assert sum(one.concurrency for one in peaks) <= limits.target * desired * DOWN_SHARE + 1e-6
+    if bears is not None:
+        assert sum(one.prefill_per_s for one in peaks) <= bears.prefill_per_s * desired * DOWN_SHARE * (1 + 1e-9)
+        assert sum(one.kv_tokens for one in fresh) <= bears.kv_tokens * desired * DOWN_SHARE * (1 + 1e-9)
+
+
+def busy(work: Rates, running: int = 8, **changes: object) -> GatewayDemand:
+    return dataclasses.replace(GatewayDemand(running, 0, NOW, 0, work, work, work), **changes)  # type: ignore[arg-type]
+
+
+@given(st.floats(0.5, 60), st.floats(0, 5000), st.floats(0, 5000), st.integers(1, 16), st.integers(1, 20), BEARS)
+@settings(max_examples=40, deadline=None)
+def test_steady_work_settles_and_does_not_flap(
+    concurrency: float, prefill: float, decode: float, begin: int, target: int, bears: Bearing | None
+) -> None:
+    limits = Limits(0, 16, 30, target, bears)
+    report = busy(Rates(concurrency, prefill, decode, 60.0), max(1, math.ceil(concurrency)))
+    desired, raised_at, counts = begin, None, list[int]()
+    for step in range(40):
+        now = NOW + step * 30.0
+        seen = Observation(
+            desired, 0, (dataclasses.replace(report, reported_at=now),), now, serving=desired, raised_at=raised_at
+        )
+        after = decide(seen, limits, now).desired
+        raised_at = now if after > desired else raised_at
+        desired = after
+        counts.append(desired)
+    assert len(set(counts[4:])) == 1, counts
+
+
+BEARING = Bearing(1000.0, 100.0, 8000.0)
+
+
+def test_a_latency_to_hold_counts_tokens_where_requests_would_not() -> None:
+    limits = Limits(0, 8, 30, 32, BEARING)
+    seen = Observation(1, 0, (busy(Rates(3.0, 1500.0, 50.0, 60.0), running=3),), NOW, serving=1, raised_at=0.0)
+    grown = decide(seen, limits, NOW)
+    assert grown.desired == 2 and "1500 tokens/s of prompts, 50 of answers" in grown.reason
+    assert "one bears 1000 and 100 tokens/s" in grown.reason
+    assert decide(seen, dataclasses.replace(limits, bears=None), NOW).desired == 1
+    full = dataclasses.replace(seen, demand=(busy(Rates(3.0, 10.0, 5.0, 60.0), kv_tokens=30_000),))
+    assert decide(full, limits, NOW).desired == 4
+
+
+def test_pending_replicas_count_and_a_burst_of_seconds_counts_where_it_is_large() -> None:
+    limits = Limits(0, 8, 30, 32, BEARING)
+    calm, burst = Rates(2.0, 800.0, 10.0, 60.0), Rates(9.0, 2900.0, 10.0, 6.0)
+    seen = Observation(1, 0, (dataclasses.replace(busy(calm), panic=burst),), NOW, serving=1, raised_at=0.0)
+    panicked = decide(seen, limits, NOW)
+    assert panicked.desired == 3 and "lately 2900 tokens/s" in panicked.reason
+    grown = dataclasses.replace(seen, desired=3, starting=2, raised_at=NOW)
+    assert decide(grown, limits, NOW).desired == 3, "they are on their way"
+    small = dataclasses.replace(seen, demand=(dataclasses.replace(busy(calm), panic=Rates(3, 1100.0, 0.0, 6.0)),))
+    assert decide(small, limits, NOW).desired == 1
+
+
+def test_it_shrinks_partly_while_it_works_and_while_it_idles() -> None:
+    limits = Limits(0, 8, 300, 8)
+    seen = Observation(4, 0, (busy(Rates(5.0, 10.0, 10.0, 60.0), running=5),), NOW, serving=4, raised_at=NOW - 61)
+    fewer = decide(seen, limits, NOW)
+    assert fewer.desired == 1 and "1 of 4 replicas would have held it" in fewer.reason
+    assert decide(dataclasses.replace(seen, raised_at=NOW - 59), limits, NOW).desired == 4, "just grown"
+    young = dataclasses.replace(seen, demand=(busy(Rates(5.0, 10.0, 10.0, 30.0), running=5),))
+    assert decide(young, limits, NOW).desired == 4, "half a minute is not known"
+    idle = dataclasses.replace(seen, demand=(busy(Rates(0.0, 0.0, 0.0, 60.0), running=0),), last_work_at=NOW - 61)
+    assert decide(idle, limits, NOW).desired == 1 and decide(idle, Limits(2, 8, 300, 8), NOW).desired == 2
+    unknown = dataclasses.replace(seen, demand=(*seen.demand, GatewayDemand(1, 0, NOW)))
+    assert decide(unknown, limits, NOW).desired == 4, "another gateway's work is not known"
+
+
+def test_a_restart_neither_collapses_nor_doubles_the_fleet() -> None:
+    limits = Limits(0, 8, 30, 8, BEARING)
+    before = Observation(4, 0, (busy(Rates(20.0, 3000.0, 50.0, 60.0), running=20),), NOW, serving=4, raised_at=0.0)
+    assert decide(before, limits, NOW).desired == 4
+    for demand in ((), (GatewayDemand(20, 0, NOW - FRESH_S - 1),)):
+        assert decide(dataclasses.replace(before, demand=demand), limits, NOW + 1).desired == 4
+    newborn = (dataclasses.replace(GatewayDemand(20, 3, NOW), kv_tokens=100),)
+    assert decide(dataclasses.replace(before, demand=newborn), limits, NOW).desired == 4, "a gateway without windows"
