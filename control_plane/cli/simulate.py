@@ -38,6 +38,8 @@ class ScaleFormat(StrEnum):
     servegen = "servegen"
     azure_functions = "azure-functions"
     arena = "arena"
+    azure_conversation = "azure-conversation"
+    azure_code = "azure-code"
 
 
 app = typer.Typer(help="Replay traces through the very files that decide.", no_args_is_help=True)

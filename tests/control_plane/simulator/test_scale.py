@@ -31,7 +31,7 @@ def trace_of(*arrivals: tuple[float, int, float]) -> Trace:
 
 def replayed(trace: Trace, policy: str, nodes: int = 1, **changed: float) -> Outcome:
     fleet = replace(SETTINGS, **changed)
-    return Replay(trace, nodes, fleet, scaler_of(policy, fleet, 0.0)).run()
+    return Replay(trace, nodes, fleet, scaler_of(policy, fleet, trace)).run()
 
 
 def arena(path: Path, count: int = 60, gap_s: float = 40.0) -> Path:
