@@ -1,4 +1,4 @@
-"""One replica's engine in a replay: steps over prompts in chunks and over answers in rows. Knows no policy and no fleet.
+"""One replica's engine in a replay: steps over prompts in chunks and over answers in rows. Knows no policy or fleet.
 
 A step takes step_s and token_s for each of its tokens: a row of each answer that is being written, and as much of the
 waiting prompts, first come first served, as fits in step_tokens. Steps that only write are taken many at once.

@@ -22,6 +22,8 @@ class Replica:
     started_at: float
     ready_at: float
     engine: Engine
+    due_at: float | None = None
+    """When its engine is looked at next."""
     busy: int = 0
     is_ready: bool = False
     is_gone: bool = False

@@ -100,11 +100,12 @@ class Replay:
     def _step(self, replica: Replica, now: float, arrival: Arrival | None = None) -> None:
         """Bring a replica's engine up to now, with a request more where there is one."""
         engine = replica.engine
-        ended, known = engine.advance(now), engine.next_at
+        ended = engine.advance(now)
         if arrival is not None:
             engine.add(arrival, now)
-        if engine.next_at < inf and (arrival is None or engine.next_at != known):
-            self._at(engine.next_at, lambda at, due=engine.next_at: due == engine.next_at and self._step(replica, at))
+        if engine.next_at < inf and engine.next_at != replica.due_at:
+            replica.due_at = due = engine.next_at
+            self._at(due, lambda at: due == replica.due_at and self._step(replica, at))
         for job in ended:
             in_time = job.ttft_s <= self._settings.slo_ttft_s and job.itl_s <= self._settings.slo_itl_s
             self.outcome.met += in_time
