@@ -8,7 +8,7 @@ from typing import Protocol
 from control_plane.autoscaler.bearing import Bearing, measured
 from control_plane.autoscaler.keepalive import History, Plan, Terms, idle_limit_s, plan, wake
 from control_plane.autoscaler.policy import Decision, GatewayDemand, Limits, Observation, decide
-from control_plane.autoscaler.window import PANIC_S, STABLE_S, Sample, peak, rates
+from control_plane.autoscaler.window import PANIC_S, STABLE_S, Rates, Sample, peak, rates
 from control_plane.endpoints.slo import Slo
 from control_plane.simulator.scale.fleet import GB, Endpoint
 from control_plane.simulator.scale.settings import FleetSettings
@@ -35,27 +35,28 @@ class Sampled:
     def __init__(self, limits: Limits) -> None:
         self._is_always = limits.bears is not None
         self._samples: dict[int, deque[Sample]] = {}
+        self._windows: dict[int, tuple[Rates | None, Rates | None, Rates | None]] = {}
 
     def demand(self, endpoint: Endpoint, now: float) -> GatewayDemand:
-        """The report, with its windows where they are asked for."""
+        """The report, with its windows where they are asked for: they change with each sample."""
+        number = endpoint.number
         if not self._is_asked(endpoint):
-            self._samples.pop(endpoint.number, None)
+            self._samples.pop(number, None)
             return GatewayDemand(endpoint.running, len(endpoint.waiting), now)
-        samples = self._samples.setdefault(endpoint.number, deque())
+        samples = self._samples.setdefault(number, deque())
         if not samples or now - samples[-1][0] >= self.EVERY_S - 1e-3:
             endpoint.account(now)
             samples.append((now, endpoint.load_s, endpoint.prefill_tokens, endpoint.decode_tokens(now)))
             while len(samples) > 2 and samples[1][0] <= now - STABLE_S - PANIC_S:
                 samples.popleft()
-        known = list(samples)
-        return GatewayDemand(
-            endpoint.running,
-            len(endpoint.waiting),
-            now,
-            stable=rates(known, STABLE_S, now),
-            panic=rates(known, PANIC_S, now),
-            peak=peak(known, now) if endpoint.desired > 1 else None,
-        )
+            known = list(samples)
+            self._windows[number] = (
+                rates(known, STABLE_S, now) if self._is_always else None,
+                rates(known, PANIC_S, now) if self._is_always else None,
+                peak(known, now) if endpoint.desired > 1 else None,
+            )
+        stable, panic, most = self._windows[number]
+        return GatewayDemand(endpoint.running, len(endpoint.waiting), now, stable=stable, panic=panic, peak=most)
 
     def again(self, endpoint: Endpoint, decision: Decision) -> Decision:
         """The decision, to be asked for again when the next sample is due."""

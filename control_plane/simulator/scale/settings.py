@@ -50,8 +50,8 @@ def read_settings(path: Path | None) -> FleetSettings:
     if settings.token_s <= 0 or settings.step_tokens <= settings.concurrency:
         raise SimulationError(
             f"The settings {name} say that a step takes at least {settings.step_s:g} s and has {settings.step_tokens} "
-            f"tokens, and that {settings.prefill_tokens_per_s:g} are read a second, for {settings.concurrency} requests "
-            "at once: raise step_tokens or lower step_s."
+            f"tokens, and that {settings.prefill_tokens_per_s:g} are read a second, with {settings.concurrency} "
+            "requests at once: raise step_tokens or lower step_s."
         )
     return settings
 
