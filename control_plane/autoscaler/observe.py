@@ -2,14 +2,16 @@
 nothing."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 import msgspec
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from control_plane.autoscaler import bearings, window
+from control_plane.autoscaler import bearings
 from control_plane.autoscaler.bearings import Known
-from control_plane.autoscaler.policy import FRESH_S, GatewayDemand, Limits, Observation
+from control_plane.autoscaler.policy import FRESH_S, Limits, Observation
+from control_plane.autoscaler.reports import Told, demand_of
 from control_plane.db.clock import unix
 from control_plane.endpoints import demand, life
 from control_plane.endpoints.life import Held
@@ -46,14 +48,12 @@ async def observe(session: AsyncSession, held: Held) -> Sight:
         None if known is None else known.bearing,
     )
     now = held.now.timestamp()
-    # what fewer replicas would have held matters only where there may be fewer
-    windows = endpoint.desired > max(1, endpoint.min_replicas), known is not None
     worked = [row.last_work_at.timestamp() for _, row in heard if row is not None and row.last_work_at is not None]
     woken = [at.timestamp() for at in (endpoint.last_wake_at, endpoint.asked_at) if at is not None]
     observed = Observation(
         desired=endpoint.desired,
         starting=sum(is_coming(life.view(replica)) for replica in held.replicas),
-        demand=tuple(_demand(row, heard_at.timestamp(), now, windows) for heard_at, row in heard),
+        demand=demand_of([_told(heard_at, row) for heard_at, row in heard], endpoint.desired, limits, now),
         last_work_at=max(worked, default=None),
         last_wake_at=max(woken, default=None),
         last_ready_at=unix(endpoint.last_ready_at),
@@ -71,19 +71,6 @@ def has_work(observed: Observation, now: float) -> bool | None:
     return any(report.running + report.waiting for report in fresh) if fresh else None
 
 
-def _demand(row: DemandTable | None, heard_at: float, now: float, windows: tuple[bool, bool]) -> GatewayDemand:
-    """`windows`: whether the peak is asked for, and whether the rates are."""
-    if row is None:
-        return GatewayDemand(0, 0, heard_at)
-    is_idle = not row.running + row.waiting
-    wants_peak, wants_rates = windows
-    samples = row.samples
-    return GatewayDemand(
-        row.running,
-        row.waiting,
-        heard_at,
-        row.kv_tokens,
-        window.rates(samples, window.STABLE_S, now, is_idle=is_idle) if wants_rates else None,
-        window.rates(samples, window.PANIC_S, now, is_idle=is_idle) if wants_rates else None,
-        window.peak(samples, now, is_idle=is_idle) if wants_peak else None,
-    )
+def _told(heard_at: datetime, row: DemandTable | None) -> Told:
+    at = heard_at.timestamp()
+    return Told(0, 0, at) if row is None else Told(row.running, row.waiting, at, row.kv_tokens, row.samples)

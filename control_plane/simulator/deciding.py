@@ -9,7 +9,8 @@ from statistics import median
 from control_plane.autoscaler.bearing import Bearing
 from control_plane.autoscaler.keepalive import History, Plan, Terms, idle_limit_s, plan
 from control_plane.autoscaler.policy import GatewayDemand, Limits, Observation, decide
-from control_plane.autoscaler.window import PANIC_S, STABLE_S, Sample, peak, rates
+from control_plane.autoscaler.reports import Told, demand_of
+from control_plane.autoscaler.window import Sample
 
 NOW = 1_764_000_000.0
 GATEWAYS = 2
@@ -20,7 +21,7 @@ LIMITS = Limits(0, 8, 300.0, 32, Bearing(4000.0, 300.0, 40_000.0))
 
 @dataclass(frozen=True)
 class Cost:
-    """Milliseconds of CPU to decide for all of so many endpoints: with work, without, and to plan all their idle times."""
+    """Milliseconds of CPU to decide for so many endpoints: all with work, all without, and to plan their idle times."""
 
     endpoints: int
     working_ms: float
@@ -43,10 +44,7 @@ def measure(endpoints: int, rounds: int) -> Cost:
 
 
 def _decide_working(gateways: Sequence[Sequence[Sample]]) -> int:
-    demand = tuple(
-        GatewayDemand(9, 1, NOW, 900, rates(one, STABLE_S, NOW), rates(one, PANIC_S, NOW), peak(one, NOW))
-        for one in gateways
-    )
+    demand = demand_of([Told(9, 1, NOW, 900, one) for one in gateways], 3, LIMITS, NOW)
     seen = Observation(3, 0, demand, NOW, NOW - 500, NOW - 490, serving=3, raised_at=NOW - 500)
     return decide(seen, LIMITS, NOW).desired
 

@@ -6,22 +6,34 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-import msgspec
 import pytest
+from litestar import Litestar
+from litestar.testing import AsyncTestClient
 from sqlalchemy import func, select, update
 
 from control_plane.autoscaler.keepalive import History
 from control_plane.autoscaler.loop import AutoscalerLoop, _due  # pyright: ignore[reportPrivateUsage]
 from control_plane.autoscaler.pauses import encode
+from control_plane.catalog.service import ready_model
 from control_plane.db import lease
 from control_plane.db.loop import Leadership
 from control_plane.db.session import Database
 from control_plane.endpoints import demand, service
 from control_plane.endpoints.schemas import NewEndpoint, Scale
-from control_plane.endpoints.tables import BearingTable, DemandTable, EndpointTable, GatewayTable, KeepaliveTable
+from control_plane.endpoints.slo import Slo
+from control_plane.endpoints.tables import (
+    BearingTable,
+    DemandTable,
+    EndpointTable,
+    GatewayTable,
+    KeepaliveTable,
+    ReplicaTable,
+)
+from control_plane.errors import Invalid
 from control_plane.events.tables import EventTable
-from data_plane.wire.routes import DemandReport, EndpointDemand, Totals
-from tests.fakes.fleet import add_artifact, add_model
+from data_plane.wire.routes import DemandReport, EndpointDemand, Latency, Totals
+from tests.control_plane.conftest import TestKeys
+from tests.fakes.fleet import FakeAgent, add_artifact, add_model
 
 HOUR = 3600.0
 
@@ -53,6 +65,13 @@ class World:
             history.learn(gap_s, now - step * 60)
         async with self.database.transaction() as session:
             session.add(KeepaliveTable(endpoint_id=self.id, history=encode(history)))
+
+    async def worked(self, concurrency: float = 2.0, prefill_per_s: float = 0.0) -> None:
+        """The last report was the end of a minute and more of such work."""
+        async with self.database.transaction() as session:
+            row = (await session.execute(select(DemandTable))).scalar_one()
+            [[at, busy, *_]] = row.samples
+            row.samples = [[at - 80 + t, busy + concurrency * t, prefill_per_s * t, 0.0] for t in range(0, 81, 2)]
 
     async def pass_s(self, seconds: float) -> None:
         """Everything that was so many seconds ago is so much longer ago; gateways are still heard."""
@@ -193,28 +212,63 @@ async def test_it_shrinks_partly_once_a_minute_is_known(world: World) -> None:
     await world.set(desired=4, asked_at=func.clock_timestamp() - timedelta(seconds=500))
     await world.say(running=3, totals=Totals(100.0, 0, 0))
     assert (await world.tick()).desired == 4
-    async with world.database.transaction() as session:
-        row = (await session.execute(select(DemandTable))).scalar_one()
-        [[at, *_]] = row.samples
-        row.samples = [[at - 80 + 2 * step, 100.0 + 6.0 * step, 0.0, 0.0] for step in range(41)]
+    await world.worked(concurrency=3.0)
     await world.say(running=3, totals=Totals(341.0, 0, 0))
     assert (await world.tick()).desired == 1
     assert "1 of 4 replicas would have held it" in (await world.reasons())[-1]
 
 
-async def test_what_a_replica_bears_is_learned_and_kept(world: World) -> None:
+SPEED = {"prefill_tps": 4000.0, "decode_1_tps": 100.0, "decode_8_tps": 400.0, "score": 600.0}
+SLO = Slo(ttft_p95_ms=500.0, itl_p95_ms=30.0)
+
+
+async def fast_endpoint(world: World, **fields: Any) -> None:
+    """One with a latency to hold, of an artifact that was measured."""
     async with world.database.transaction() as session:
-        model = await service.ready_model(session, world.tenant_id, "tiny")
-        speed = {"prefill_tps": 4000.0, "decode_1_tps": 100.0, "decode_8_tps": 400.0, "score": 600.0}
-        await add_artifact(session, model, "int8", speed=speed, quality={"perplexity_ratio": 1.0})
-    slo = service.Slo(ttft_p95_ms=500.0, itl_p95_ms=30.0)
-    await world.deploy(max=4, slo=slo, quant="int8")
-    with pytest.raises(service.Invalid, match=r"one token of one request alone takes 10\.0 ms"):
-        await world.deploy(slo=service.Slo(itl_p95_ms=3.0), quant="int8")
+        model = await ready_model(session, world.tenant_id, "tiny")
+        await add_artifact(session, model, "int8", speed=SPEED, quality={"perplexity_ratio": 1.0})
+    await world.deploy(max=4, quant="int8", idle_s=600, slo=SLO, **fields)
+
+
+async def test_a_latency_that_no_device_was_measured_to_have_is_refused_in_numbers(world: World) -> None:
+    await fast_endpoint(world)
+    with pytest.raises(Invalid, match=r"itl_p95_ms is 3, and one token of one request alone takes 10\.0 ms: 100"):
+        await world.deploy(slo=Slo(itl_p95_ms=3.0), quant="int8")
+    await world.deploy(slo=Slo(itl_p95_ms=3.0), quant="bf16")  # nobody measured that one
+
+
+async def test_tokens_ask_for_more_and_what_is_borne_is_learned(
+    world: World, client: AsyncTestClient[Litestar], keys: TestKeys
+) -> None:
+    agent = FakeAgent(client, keys.node)
+    await agent.register()
+    await fast_endpoint(world)
+    long_ago = func.clock_timestamp() - timedelta(seconds=500)
+    await world.set(desired=1, asked_at=long_ago, last_ready_at=long_ago)
     async with world.database.transaction() as session:
-        row = await session.get(EndpointTable, world.id)
-        assert row is not None and msgspec.convert(row.slo, service.Slo) == slo
-        assert (await session.execute(select(BearingTable))).first() is None
+        session.add(ready_replica(world.id, UUID(agent.node_id)))
+    await world.say(running=2, totals=Totals(100.0, 0, 0))
+    await world.worked(prefill_per_s=2000.0)
+    missed = Latency(answers=50, over_s=60.0, ttft_p95_ms=900.0, itl_p95_ms=12.0)
+    await world.say(running=2, totals=Totals(262.0, 160_000.0, 0.0), latency=missed)
+    await world.tick()
+    async with world.database.transaction() as session:
+        [known] = (await session.execute(select(BearingTable))).scalars()
+        assert (known.slo, known.device, known.source) == ("ttft=500 itl=30", "cpu", "learned")
+        assert known.prefill_per_s < 2000.0, "at that it missed its latency"
+    row = await world.tick()
+    assert row.desired == 2
+    assert "tokens/s of prompts, 0 of answers" in (await world.reasons())[-1]
+
+
+def ready_replica(endpoint_id: UUID, node_id: UUID) -> ReplicaTable:
+    """A replica that serves."""
+    facts: dict[str, Any] = {"status": "ready", "intent": "run", "reason": "", "device": "cpu", "ordinal": 0}
+    sizes: dict[str, Any] = {"promised_bytes": 1, "memory_bytes": 1, "slots": 32, "max_model_len": 8192}
+    spec = {"artifact": "sha256:" + "8" * 64, "kv_cache_bytes": 1 << 30}
+    row = ReplicaTable(endpoint_id=endpoint_id, generation=1, node_id=node_id, spec=spec, spans={}, **facts, **sizes)
+    row.url, row.token = "http://127.0.0.1:1", "t"
+    return row
 
 
 async def test_hundreds_that_sleep_are_not_looked_at(world: World) -> None:

@@ -1,10 +1,14 @@
 """Windows over counters: means that lost reports and restarts of gateways do not spoil."""
 
+import dataclasses
 import math
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from control_plane.autoscaler.bearing import Bearing
+from control_plane.autoscaler.policy import Limits, Observation, decide
+from control_plane.autoscaler.reports import Told, demand_of
 from control_plane.autoscaler.window import PANIC_S, STABLE_S, Rates, Sample, peak, rates, together
 
 NOW = 1_000_000.0
@@ -71,3 +75,17 @@ def test_gateways_together_are_as_well_known_as_the_least() -> None:
     one, other = Rates(1, 2, 3, 60), Rates(10, 20, 30, 7)
     assert together([one, other]) == Rates(11, 22, 33, 7)
     assert together([one, None]) is None and together([]) is None
+
+
+@given(st.lists(st.floats(0, 40), min_size=31, max_size=31), st.integers(1, 8), st.sampled_from([4, 32]))
+@settings(max_examples=60, deadline=None)
+def test_looking_at_less_decides_the_same(levels: list[float], desired: int, target: int) -> None:
+    busy, samples = 0.0, list[Sample]()
+    for step, level in enumerate(levels):
+        samples.append((NOW - 60 + 2 * step, busy, 50 * busy, 5 * busy))
+        busy += 2 * level
+    for limits in (Limits(0, 8, 30, target), Limits(0, 8, 30, target, Bearing(1000.0, 100.0))):
+        lazy = demand_of([Told(3, 0, NOW, 10, samples)], desired, limits, NOW)
+        whole = tuple(dataclasses.replace(one, peak=peak(samples, NOW)) for one in lazy)
+        seen = Observation(desired, 0, lazy, NOW, serving=desired)
+        assert decide(seen, limits, NOW) == decide(dataclasses.replace(seen, demand=whole), limits, NOW)

@@ -61,6 +61,9 @@ def test_deploy_sends_every_flag_and_prints_the_url_alone(ebb: Any, platform: St
         **{"name": "chat", "model": "smollm2", "min": 1, "max": 3, "idle_s": 60, "context": 2048},
         **{"concurrency": 8, "dtype": "float32", "quant": "auto"},
     }
+    assert ebb("deploy", "chat", "--model", "smollm2", "--slo-ttft", "500", "--slo-itl", "50.5").code == 0
+    assert platform.asked[-1][2]["idle_s"] == "auto"
+    assert platform.asked[-1][2]["slo"] == {"ttft_p95_ms": 500.0, "itl_p95_ms": 50.5}
 
 
 def test_deploy_wait_stays_until_the_gateway_knows_the_url(ebb: Any, platform: StubPlatform) -> None:
@@ -123,6 +126,15 @@ def test_scale_sends_only_what_was_said(ebb: Any, platform: StubPlatform) -> Non
     platform.on("PATCH /api/v1/endpoints/chat", Reply(body={**ENDPOINT, "max": 2}))
     assert "0 to 2 replicas" in ebb("scale", "chat", "--max", "2").err
     assert platform.asked[0][2] == {"max": 2}
+    assert ebb("scale", "chat", "--idle", "auto").code == 0
+    assert platform.asked[1][2] == {"idle_s": "auto"}
+
+
+@pytest.mark.parametrize("idle", ["-1", "0", "soon", "nan", "inf", "86401"])
+def test_an_idle_time_that_is_none_is_a_sentence(ebb: Any, idle: str) -> None:
+    for command in (("scale", "chat"), ("deploy", "chat", "--model", "m")):
+        result = ebb(*command, "--idle", idle)
+        assert result.code == 2 and "or seconds from 1 to" in " ".join(result.err.split())
 
 
 def test_keys_create_prints_the_key_alone_on_stdout(ebb: Any, platform: StubPlatform) -> None:

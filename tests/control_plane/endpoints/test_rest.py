@@ -34,6 +34,11 @@ async def stocked(client: Client, database: Database, tenant_id: UUID) -> Client
         ({"max": 65}, 400, "max"),
         ({"idle_s": 0.5}, 400, "idle_s"),
         ({"idle_s": 86_401}, 400, "idle_s"),
+        ({"idle_s": -1}, 400, "idle_s"),
+        ({"idle_s": "soon"}, 400, "idle_s"),
+        ({"idle_s": None}, 400, "idle_s"),
+        ({"slo": {"ttft_p95_ms": 0}}, 400, "slo.ttft_p95_ms"),
+        ({"slo": {"p99": 5}}, 400, "slo.p99"),
         ({"context": 8193}, 400, "context"),
         ({"concurrency": 0}, 400, "concurrency"),
         ({"concurrency": 257}, 400, "concurrency"),
@@ -73,6 +78,18 @@ async def test_deploy_again_scale_and_remove(stocked: Client) -> None:
     assert (await stocked.delete("/api/v1/endpoints/chat")).status_code == 204
     assert (await stocked.delete("/api/v1/endpoints/chat")).status_code == 404
     assert (await stocked.delete("/api/v1/models/tiny")).status_code == 204
+
+
+async def test_idle_is_auto_or_a_number_and_says_what_it_comes_to(stocked: Client) -> None:
+    made = (await stocked.post("/api/v1/endpoints", json={"name": "chat", "model": "tiny"})).json()
+    assert made["idle_s"] == "auto" and "constant 300 s" in made["idle_plan"] and made["slo"] is None
+    scaled = (await stocked.patch("/api/v1/endpoints/chat", json={"idle_s": 30})).json()
+    assert (scaled["idle_s"], scaled["idle_plan"]) == (30.0, None)
+    slo = {"ttft_p95_ms": 500, "itl_p95_ms": 50}
+    again = await stocked.post("/api/v1/endpoints", json={"name": "chat", "model": "tiny", "slo": slo})
+    assert (again.json()["idle_s"], again.json()["slo"], again.json()["revision"]) == ("auto", slo, 1)
+    wrong = (await stocked.patch("/api/v1/endpoints/chat", json={"idle_s": "never"})).json()["error"]
+    assert "'never'" in wrong["message"] and "seconds from 1 to 86400" in wrong["message"]
 
 
 async def _deploy(client: Client, name: str = "chat", **fields: Any) -> dict[str, Any]:
