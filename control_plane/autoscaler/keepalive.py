@@ -127,9 +127,13 @@ class History:
         known = [USUAL / math.sqrt(max(start, SHORTEST_S / 2) * end) for start, end in pairwise(GROUPED)]
         for bins in (whole, self.lately.remembered(now)):
             ended = [bins[0], *(sum(bins[at : at + GROUP]) for at in range(1, BINS, GROUP))]
-            known = _believed(known, _with_neighbours(ended), _with_neighbours(_spent(ended, GROUPED)))
+            spent = _with_neighbours(_spent(ended, GROUPED))
+            known = [*map(_believed, known, _with_neighbours(ended), spent)]
         spread = [known[(at + GROUP - 1) // GROUP] for at in range(BINS)]
-        return _believed(spread, whole, _spent(whole, EDGES))
+        # the more of all that end at one length, the more it is by the clock
+        total = sum(whole) + TRUST
+        trust = [TRUST * (1.0 - ended / total) for ended in whole]
+        return [*map(_believed, spread, whole, _spent(whole, EDGES), trust)]
 
     def by_hour(self, now: float) -> list[float]:
         """For each hour of the day: how much more likely work starts in it than in the mean of all hours."""
@@ -252,11 +256,9 @@ def _spent(ended: Sequence[float], edges: Sequence[float]) -> list[float]:
     ]
 
 
-def _believed(known: Sequence[float], ended: Sequence[float], spent_s: Sequence[float]) -> list[float]:
-    """Rates by what was seen, as TRUST idle times more at the known rate would have it (a gamma's mean, after)."""
-    return [
-        (count + TRUST) / (seconds + TRUST / rate) for rate, count, seconds in zip(known, ended, spent_s, strict=True)
-    ]
+def _believed(rate: float, ended: float, spent_s: float, trust: float = TRUST) -> float:
+    """A rate by what was seen, as `trust` idle times more at that rate would have it (a gamma's mean, after)."""
+    return (ended + trust) / (spent_s + trust / rate)
 
 
 def _with_neighbours(values: Sequence[float]) -> list[float]:

@@ -38,6 +38,8 @@ class ScaleFormat(StrEnum):
     servegen = "servegen"
     azure_functions = "azure-functions"
     arena = "arena"
+    azure_conversation = "azure-conversation"
+    azure_code = "azure-code"
 
 
 app = typer.Typer(help="Replay traces through the very files that decide.", no_args_is_help=True)
@@ -169,6 +171,7 @@ def _route_row(one: "Figures") -> Sequence[object]:
         "ebb simulate scale --trace requests.csv.gz --format gentd26 --nodes 8",
         "ebb simulate scale --trace rates.csv.gz --format servegen --policies ebb,constant:300 -o json",
         "ebb simulate scale --trace calls.csv --format azure-functions --settings fleet.toml --plot scale.png",
+        "ebb simulate scale --trace chat.csv.gz --format azure-conversation --policies ebb,knative",
     )
 )
 def scale(
@@ -187,7 +190,9 @@ def scale(
 
     cold_share is the share of requests that find no replica ready; wait the time from a request's arrival to its turn;
     memory_hours are GB-hours, held from a replica's start to its end; slo_attainment is the share of requests that
-    wait no longer than the settings' slo_wait_s. An idle replica is evicted when an endpoint has none and no room.
+    wait no longer than the settings' slo_wait_s. The azure traces give tokens: there a replica reads and writes in
+    steps, and slo_attainment is the share of requests within slo_ttft_s and slo_itl_s. An idle replica is evicted when
+    an endpoint has none and no room.
 
     Policies are ebb (keep-alive and waking ahead by each endpoint's own history), ebb:WORTH (the same, with WORTH
     GB-seconds of memory for a second of waiting saved), constant:SECONDS, and knative (its autoscaler's defaults).

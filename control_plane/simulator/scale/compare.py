@@ -49,7 +49,7 @@ def compare(asked: Comparison, on_progress: OnProgress) -> Compared[Figures]:
         def step(done: int, label: str = name) -> None:
             on_progress(label, done, total)
 
-        outcome = Replay(trace, asked.nodes, settings, scaler_of(name, settings, trace.epoch)).run(step)
+        outcome = Replay(trace, asked.nodes, settings, scaler_of(name, settings, trace)).run(step)
         figures.append(summarise(name, outcome, total, settings))
     title = (
         f"{asked.trace.name}: {total:,} requests to {len(trace.endpoints)} endpoints in {trace.span_s / 3600:.1f} h on "
@@ -71,6 +71,6 @@ def summarise(policy: str, outcome: Outcome, total: int, settings: FleetSettings
         wait_p99_s=percentile(waits, 0.99),
         memory_hours=outcome.replica_s * settings.memory_gb / 3600.0,
         replica_hours=outcome.replica_s / 3600.0,
-        slo_attainment=sum(wait <= settings.slo_wait_s for wait in waits) / total,
+        slo_attainment=outcome.met / total,
         evictions=outcome.evictions,
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from control_plane.endpoints.memory import Estimate
 from control_plane.placement.planner import DeviceView, Need, NoRoom, plan
 from control_plane.simulator.errors import SimulationError
+from control_plane.simulator.scale.engine import Engine
 from control_plane.simulator.scale.settings import FleetSettings
 from control_plane.simulator.scale.workload import Arrival
 
@@ -20,6 +21,9 @@ class Replica:
     place: tuple[str, str]
     started_at: float
     ready_at: float
+    engine: Engine
+    due_at: float | None = None
+    """When its engine is looked at next."""
     busy: int = 0
     is_ready: bool = False
     is_gone: bool = False
@@ -32,6 +36,7 @@ class Endpoint:
     number: int
     desired: int = 0
     replicas: list[Replica] = field(default_factory=list[Replica])
+    """Without those that only end what they have begun."""
     waiting: deque[Arrival] = field(default_factory=deque[Arrival])
     running: int = 0
     last_work_at: float | None = None
@@ -43,6 +48,10 @@ class Endpoint:
     load_s: float = 0.0
     """The integral of `load` up to `load_at`, for policies that look at averages."""
     load_at: float = 0.0
+    prefill_tokens: int = 0
+    """Of all prompts that had their turn."""
+    decoded: int = 0
+    """Tokens that replicas wrote that are gone."""
     timer: int = 0
     """Of its timers only the last one set counts."""
 
@@ -60,6 +69,12 @@ class Endpoint:
         """Bring the integral of the load up to `now`; before each change of it."""
         self.load_s += self.load * (now - self.load_at)
         self.load_at = now
+
+    def decode_tokens(self, now: float) -> int:
+        """All tokens that were written until `now`, by those who still take requests."""
+        for replica in self.replicas:
+            replica.engine.count(now)
+        return self.decoded + sum(replica.engine.decoded for replica in self.replicas)
 
 
 class Fleet:
@@ -88,7 +103,7 @@ class Fleet:
             return None
         place = (placed.node, placed.device)
         self._promised[place] += self._bytes
-        replica = Replica(endpoint, place, now, now + self._settings.start_s)
+        replica = Replica(endpoint, place, now, now + self._settings.start_s, Engine(self._settings))
         endpoint.replicas.append(replica)
         self.replicas.add(replica)
         return replica
@@ -97,10 +112,16 @@ class Fleet:
         """Give its memory back. What was held after `end_s` is not counted."""
         assert not replica.busy, "a replica was stopped with requests on it"
         replica.is_gone = True
-        replica.endpoint.replicas.remove(replica)
+        self.retire(replica)
         self.replicas.remove(replica)
         self._promised[replica.place] -= self._bytes
         self.replica_s += max(0.0, min(now, end_s) - min(replica.started_at, end_s))
+
+    def retire(self, replica: Replica) -> None:
+        """It takes no more requests."""
+        if replica in replica.endpoint.replicas:
+            replica.endpoint.replicas.remove(replica)
+            replica.endpoint.decoded += replica.engine.decoded
 
     def longest_idle(self, but: Endpoint) -> Replica | None:
         """The ready replica without requests whose endpoint, not `but`, has been without work the longest."""

@@ -4,6 +4,7 @@ gentd26: image generations, CSV; the endpoint is the base model, and each reques
 servegen: rates of clients in windows of 10 minutes, CSV; each client is an endpoint, arrivals are drawn as it says.
 azure-functions: function calls, CSV with their ends and durations; the endpoint is the function.
 arena: chat requests, CSV with lengths; the endpoint is the model.
+azure-conversation, azure-code: requests of Azure's LLM inference service, CSV with lengths; all are to one endpoint.
 """
 
 import csv
@@ -65,6 +66,20 @@ def _arena(path: Path, settings: FleetSettings, seed: int) -> Trace:
         )
 
     return _ordered(list(_parsed(path, ("t", "model", "prompt_len", "output_len"), read)))
+
+
+def _azure_llm(path: Path, settings: FleetSettings, seed: int) -> Trace:
+    def read(row: Row) -> tuple[float, int, int]:
+        moment = datetime.fromisoformat(row["TIMESTAMP"])
+        at = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        prompt, output = int(row["ContextTokens"]), int(row["GeneratedTokens"])
+        if prompt < 0 or output < 0:
+            raise ValueError(f"{min(prompt, output)} tokens are less than none")
+        return at, max(1, prompt), max(1, output)
+
+    rows = sorted(_parsed(path, ("TIMESTAMP", "ContextTokens", "GeneratedTokens"), read))
+    first = rows[0][0] if rows else 0.0
+    return Trace(tuple(Arrival(at - first, 0, 0.0, prompt, output) for at, prompt, output in rows), ("llm",), first)
 
 
 def _servegen(path: Path, settings: FleetSettings, seed: int) -> Trace:
@@ -151,5 +166,7 @@ READERS: dict[str, Callable[[Path, FleetSettings, int], Trace]] = {
     "servegen": _servegen,
     "azure-functions": _azure_functions,
     "arena": _arena,
+    "azure-conversation": _azure_llm,
+    "azure-code": _azure_llm,
 }
 """By the names that --format takes."""

@@ -2,12 +2,17 @@
 
 import math
 from collections import deque
+from dataclasses import replace
 from typing import Protocol
 
+from control_plane.autoscaler.bearing import Bearing, measured
 from control_plane.autoscaler.keepalive import History, Plan, Terms, idle_limit_s, plan, wake
 from control_plane.autoscaler.policy import Decision, GatewayDemand, Limits, Observation, decide
+from control_plane.autoscaler.window import PANIC_S, STABLE_S, Rates, Sample, peak, rates
+from control_plane.endpoints.slo import Slo
 from control_plane.simulator.scale.fleet import GB, Endpoint
 from control_plane.simulator.scale.settings import FleetSettings
+from control_plane.simulator.scale.workload import Trace
 
 
 class Scaler(Protocol):
@@ -22,25 +27,69 @@ class Scaler(Protocol):
         ...
 
 
+class Sampled:
+    """What a gateway reports of one replay's endpoints: counters every two seconds, while a window may matter."""
+
+    EVERY_S = 2.0
+
+    def __init__(self, limits: Limits) -> None:
+        self._is_always = limits.bears is not None
+        self._samples: dict[int, deque[Sample]] = {}
+        self._windows: dict[int, tuple[Rates | None, Rates | None, Rates | None]] = {}
+
+    def demand(self, endpoint: Endpoint, now: float) -> GatewayDemand:
+        """The report, with its windows where they are asked for: they change with each sample."""
+        number = endpoint.number
+        if not self._is_asked(endpoint):
+            self._samples.pop(number, None)
+            return GatewayDemand(endpoint.running, len(endpoint.waiting), now)
+        samples = self._samples.setdefault(number, deque())
+        if not samples or now - samples[-1][0] >= self.EVERY_S - 1e-3:
+            endpoint.account(now)
+            samples.append((now, endpoint.load_s, endpoint.prefill_tokens, endpoint.decode_tokens(now)))
+            while len(samples) > 2 and samples[1][0] <= now - STABLE_S - PANIC_S:
+                samples.popleft()
+            known = list(samples)
+            self._windows[number] = (
+                rates(known, STABLE_S, now) if self._is_always else None,
+                rates(known, PANIC_S, now) if self._is_always else None,
+                peak(known, now) if endpoint.desired > 1 else None,
+            )
+        stable, panic, most = self._windows[number]
+        return GatewayDemand(endpoint.running, len(endpoint.waiting), now, stable=stable, panic=panic, peak=most)
+
+    def again(self, endpoint: Endpoint, decision: Decision) -> Decision:
+        """The decision, to be asked for again when the next sample is due."""
+        if not self._is_asked(endpoint) and decision.desired <= 1:
+            return decision
+        return replace(decision, again_s=min(decision.again_s, self.EVERY_S))
+
+    def _is_asked(self, endpoint: Endpoint) -> bool:
+        return endpoint.desired > 1 or (self._is_always and (endpoint.desired > 0 or endpoint.load > 0))
+
+
 class Constant:
     """policy.py with one idle time for all."""
 
-    def __init__(self, settings: FleetSettings, idle_s: float) -> None:
-        self._limits = Limits(0, settings.max_replicas, idle_s, settings.concurrency)
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._sampled = Sampled(limits)
 
     def resumed(self, endpoint: Endpoint, now: float) -> None:
         """Nothing is learned."""
 
     def decide(self, endpoint: Endpoint, now: float) -> Decision:
         """As the autoscaler does."""
-        return decide(_observed(endpoint, now), self._limits, now)
+        observed = _observed(endpoint, self._sampled.demand(endpoint, now))
+        return self._sampled.again(endpoint, decide(observed, self._limits, now))
 
 
 class Ebb:
     """policy.py with the idle time of keepalive.py, and its waking ahead."""
 
-    def __init__(self, settings: FleetSettings, epoch: float, worth: float | None = None) -> None:
-        self._settings = settings
+    def __init__(self, settings: FleetSettings, limits: Limits, epoch: float, worth: float | None = None) -> None:
+        self._limits = limits
+        self._sampled = Sampled(limits)
         self._epoch = epoch
         self._terms = Terms(settings.start_s, int(settings.memory_gb * GB), settings.worth if worth is None else worth)
         self._histories: dict[int, History] = {}
@@ -56,7 +105,7 @@ class Ebb:
         """As the autoscaler does for `idle: auto`."""
         began = endpoint.last_work_at
         if endpoint.load or began is None:
-            return decide(_observed(endpoint, now), self._limits(0.0), now)
+            return self._decide(endpoint, 0.0, now)
         planned = self._plan(endpoint, began)
         if endpoint.desired == 0:
             woken = wake(planned, began, now)
@@ -65,7 +114,11 @@ class Ebb:
                 return Decision(1, f"A request is expected. {planned.reason}", woken.held_until - now)
             return Decision(0, planned.reason, woken.again_s if not endpoint.was_evicted else math.inf)
         quiet = max(began, endpoint.last_wake_at or began, endpoint.last_ready_at or began)
-        return decide(_observed(endpoint, now), self._limits(idle_limit_s(planned, began, quiet, now)), now)
+        return self._decide(endpoint, idle_limit_s(planned, began, quiet, now), now)
+
+    def _decide(self, endpoint: Endpoint, idle_s: float, now: float) -> Decision:
+        observed = _observed(endpoint, self._sampled.demand(endpoint, now))
+        return self._sampled.again(endpoint, decide(observed, replace(self._limits, idle_s=idle_s), now))
 
     def _plan(self, endpoint: Endpoint, began: float) -> Plan:
         known = self._plans.get(endpoint.number)
@@ -74,19 +127,24 @@ class Ebb:
             known = self._plans[endpoint.number] = (began, plan(history, self._terms, self._epoch + began))
         return known[1]
 
-    def _limits(self, idle_s: float) -> Limits:
-        return Limits(0, self._settings.max_replicas, idle_s, self._settings.concurrency)
-
 
 class Knative:
-    """Knative's pod autoscaler with its defaults: averages over a stable and a panic window, 70 % utilisation."""
+    """Knative's pod autoscaler with its defaults, and a hard container-concurrency.
+
+    By github.com/knative/serving: pkg/autoscaler/scaling/autoscaler.go (Scale: windows, rates, panic),
+    pkg/autoscaler/scaling/multiscaler.go (a tick every 2 s), pkg/autoscaler/config/config.go (the defaults),
+    pkg/autoscaler/aggregation/bucketing.go (a window begun lately is averaged over what there is of it) and
+    pkg/reconciler/autoscaling/kpa/scaler.go (zero). A maximum of 1000-fold growth at once never binds here. The last
+    pod goes without a further grace period: with the default target-burst-capacity of 211 the activator has been in
+    the path of so small a service all along.
+    """
 
     TICK_S = 2.0
     STABLE_S = 60.0
     PANIC_S = 6.0
-    PANIC_FACTOR = 2.0
-    UTILISATION = 0.7
-    DOWN_RATE = 2.0
+    PANIC_THRESHOLD = 2.0
+    TARGET_UTILISATION = 0.7
+    MAX_SCALE_DOWN_RATE = 2.0
 
     def __init__(self, settings: FleetSettings) -> None:
         self._settings = settings
@@ -101,6 +159,7 @@ class Knative:
         seen = self._seen.setdefault(endpoint.number, deque())
         if endpoint.desired == 0:
             seen.clear()
+            self._panic.pop(endpoint.number, None)
             if not endpoint.load:
                 return Decision(0, "Asleep.")
             seen.append((now, endpoint.load_s))
@@ -115,16 +174,19 @@ class Knative:
         return Decision(self._at_tick(endpoint, seen, now), "Knative's windows.", self.TICK_S)
 
     def _at_tick(self, endpoint: Endpoint, seen: deque[tuple[float, float]], now: float) -> int:
-        stable, panic = self._wanted(seen, self.STABLE_S, now), self._wanted(seen, self.PANIC_S, now)
         ready = max(1, endpoint.serving)
-        wanted = max(stable, math.floor(ready / self.DOWN_RATE) if stable else 0)
-        until, most = self._panic.get(endpoint.number, (-math.inf, 0))
-        if panic / ready >= self.PANIC_FACTOR:
-            until, most = now + self.STABLE_S, max(most, panic) if now < until else max(panic, endpoint.desired)
-        if now < until:
-            most = max(most, panic, wanted)
-            wanted = most
-            self._panic[endpoint.number] = (until, most)
+        most_down = math.floor(ready / self.MAX_SCALE_DOWN_RATE)
+        by_panic = self._wanted(seen, self.PANIC_S, now)
+        stable, panic = max(self._wanted(seen, self.STABLE_S, now), most_down), max(by_panic, most_down)
+        since, most = self._panic.get(endpoint.number, (-math.inf, 0))
+        if by_panic / ready >= self.PANIC_THRESHOLD:
+            since = now
+        wanted = stable
+        if now <= since + self.STABLE_S:  # nothing is taken away in a panic
+            wanted = most = max(most, stable, panic)
+            self._panic[endpoint.number] = since, most
+        else:
+            self._panic.pop(endpoint.number, None)
         if wanted == 0 and (endpoint.load or now - seen[0][0] < self.STABLE_S):
             wanted = 1
         return min(wanted, self._settings.max_replicas)
@@ -135,7 +197,7 @@ class Knative:
         if last[0] <= first[0]:
             return 1
         mean = (last[1] - first[1]) / (last[0] - first[0])
-        return math.ceil(round(mean / (self._settings.concurrency * self.UTILISATION), 9))
+        return math.ceil(round(mean / (self._settings.concurrency * self.TARGET_UTILISATION), 9))
 
 
 def check_name(name: str) -> tuple[str, float | None]:
@@ -158,22 +220,35 @@ def check_name(name: str) -> tuple[str, float | None]:
     return kind, value
 
 
-def scaler_of(name: str, settings: FleetSettings, epoch: float) -> Scaler:
+def scaler_of(name: str, settings: FleetSettings, trace: Trace) -> Scaler:
     """The scaler of a policy's name, without history. Raises ValueError where there is none of that name."""
     kind, value = check_name(name)
     if kind == "knative":
         return Knative(settings)
-    return Constant(settings, value or 0.0) if kind == "constant" else Ebb(settings, epoch, value)
+    bears = _bears(settings) if trace.has_tokens else None
+    limits = Limits(0, settings.max_replicas, value or 0.0, settings.concurrency, bears)
+    return Constant(limits) if kind == "constant" else Ebb(settings, limits, trace.epoch, value)
 
 
-def _observed(endpoint: Endpoint, now: float) -> Observation:
+def _bears(settings: FleetSettings) -> Bearing | None:
+    """What a replica is measured to bear within the objective, as the platform takes it from an artifact's speed."""
+    speed = {
+        "prefill_tps": settings.prefill_tokens_per_s,
+        "decode_1_tps": settings.decode_per_s(1),
+        "decode_8_tps": settings.decode_per_s(8),
+    }
+    return measured(speed, Slo(settings.slo_ttft_s * 1000, settings.slo_itl_s * 1000), settings.concurrency)
+
+
+def _observed(endpoint: Endpoint, demand: GatewayDemand) -> Observation:
     return Observation(
         desired=endpoint.desired,
         starting=len(endpoint.replicas) - endpoint.serving,
-        demand=(GatewayDemand(endpoint.running, len(endpoint.waiting), now),),
+        demand=(demand,),
         last_work_at=endpoint.last_work_at,
         last_wake_at=endpoint.last_wake_at,
         last_ready_at=endpoint.last_ready_at,
         promised_until=endpoint.promised_until,
         serving=endpoint.serving,
+        raised_at=endpoint.last_wake_at,
     )

@@ -4,6 +4,7 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
+from math import inf
 
 from control_plane.simulator.scale.fleet import Endpoint, Fleet, Replica
 from control_plane.simulator.scale.policies import Scaler
@@ -12,7 +13,7 @@ from control_plane.simulator.scale.workload import Arrival, Trace
 
 SOONEST_S = 1e-3
 """Timers are not set closer than this: what is rounded must not come due at the moment it was set."""
-Event = Callable[[float], None]
+Event = Callable[[float], object]
 
 
 @dataclass(slots=True)
@@ -20,6 +21,8 @@ class Outcome:
     """What happened. `waits` is seconds from arrival to turn, of each request that had its turn."""
 
     waits: list[float] = field(default_factory=list[float])
+    met: int = 0
+    """Requests within the objective."""
     cold: int = 0
     """Requests that found no replica that took requests."""
     replica_s: float = 0.0
@@ -87,7 +90,26 @@ class Replay:
             replica.busy += 1
             endpoint.running += 1
             self.outcome.waits.append(now - arrival.at_s)
-            self._at(now + arrival.busy_s, lambda at, replica=replica: self._end(replica, at))
+            if arrival.has_tokens:
+                endpoint.prefill_tokens += arrival.prompt_tokens
+                self._step(replica, now, arrival)
+            else:
+                self.outcome.met += now - arrival.at_s <= self._settings.slo_wait_s
+                self._at(now + arrival.busy_s, lambda at, replica=replica: self._end(replica, at))
+
+    def _step(self, replica: Replica, now: float, arrival: Arrival | None = None) -> None:
+        """Bring a replica's engine up to now, with a request more where there is one."""
+        engine = replica.engine
+        ended = engine.advance(now)
+        if arrival is not None:
+            engine.add(arrival, now)
+        if engine.next_at < inf and engine.next_at != replica.due_at:
+            replica.due_at = due = engine.next_at
+            self._at(due, lambda at: due == replica.due_at and self._step(replica, at))
+        for job in ended:
+            in_time = job.ttft_s <= self._settings.slo_ttft_s and job.itl_s <= self._settings.slo_itl_s
+            self.outcome.met += in_time
+            self._end(replica, now)
 
     def _end(self, replica: Replica, now: float) -> None:
         endpoint = replica.endpoint
@@ -95,6 +117,8 @@ class Replay:
         replica.busy -= 1
         endpoint.running -= 1
         endpoint.last_work_at = now
+        if replica not in endpoint.replicas and not replica.busy:
+            self._stop(replica, now)
         self._serve(endpoint, now)
         self._settle(endpoint, now)
 
@@ -116,7 +140,7 @@ class Replay:
             endpoint.desired = 0
             decision = self._scaler.decide(endpoint, now)
         endpoint.desired = decision.desired
-        if decision.again_s != float("inf"):
+        if decision.again_s != inf:
             endpoint.timer += 1
             due = endpoint.timer
             self._at(now + max(SOONEST_S, decision.again_s), lambda at: self._timer(endpoint, due, at))
@@ -131,8 +155,11 @@ class Replay:
         surplus = len(endpoint.replicas) - endpoint.desired
         if surplus <= 0:
             return
-        for replica in [one for one in reversed(endpoint.replicas) if not one.busy][:surplus]:
-            self._stop(replica, now)
+        for replica in sorted(reversed(endpoint.replicas), key=lambda one: (one.is_ready, one.busy))[:surplus]:
+            if replica.busy:
+                self._fleet.retire(replica)
+            else:
+                self._stop(replica, now)
 
     def _stop(self, replica: Replica, now: float) -> None:
         self._fleet.stop(replica, now, self._trace.span_s)

@@ -5,11 +5,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request. `busy_s` is how long it takes a replica from its beginning to its end, once it is its turn."""
+    """One request. `busy_s` is how long it takes a replica from its beginning to its end, once it is its turn; where
+    the tokens are known, that follows from what else the replica does (engine.py), and `busy_s` is not looked at."""
 
     at_s: float
     endpoint: int
     busy_s: float
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether its tokens are known."""
+        return self.output_tokens > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +27,11 @@ class Trace:
     arrivals: tuple[Arrival, ...]
     endpoints: tuple[str, ...]
     epoch: float = 0.0
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether its requests' tokens are known."""
+        return bool(self.arrivals) and self.arrivals[0].has_tokens
 
     @property
     def span_s(self) -> float:

@@ -3,16 +3,14 @@
 from collections.abc import AsyncGenerator
 from uuid import UUID
 
-import msgspec
 import pytest
 
 from control_plane.db.session import Database
 from control_plane.endpoints import life
 from control_plane.settings import Settings
-from data_plane.wire.fleet import DesiredState, Peer, peer_token
 from tests.control_plane.conftest import TestKeys
 from tests.control_plane.dispatch.test_cycle import Fleet, control_plane
-from tests.fakes.fleet import FakeAgent, add_model
+from tests.fakes.fleet import add_model
 
 pytestmark = pytest.mark.timeout(40)
 
@@ -56,13 +54,3 @@ async def test_a_parked_replica_serves_again_and_the_ledger_has_both_starts(flee
     assert (last["tier"], last["outcome"], last["bound_s"]) == ("parked", "ready", 0.0)
     assert last["spans"]["first_token"] == 0.1 and "load" not in last["spans"] and last["total_s"] < 30
     assert first["tier"] == "cached" and "load" in first["spans"] and last["replica"] == first["replica"]
-
-
-async def test_nodes_are_told_of_each_other_and_not_each_others_secrets(fleet: Fleet) -> None:
-    other = FakeAgent(fleet.client, fleet.agent.key, name="other")
-    await other.register()
-    headers = {"authorization": f"Bearer {fleet.agent.key}"}
-    answer = await fleet.client.get(f"/internal/v1/nodes/{fleet.agent.node_id}/desired?wait=0", headers=headers)
-    told = msgspec.json.decode(answer.content, type=DesiredState)
-    assert told.peers == (Peer("other", "http://127.0.0.1:9", peer_token("agent-token")),)
-    assert b"agent-token" not in answer.content

@@ -2,11 +2,13 @@
 
 import gzip
 import json
+import math
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from msgspec.structs import replace
 from typer.testing import CliRunner
 
@@ -14,6 +16,7 @@ from control_plane.cli import simulate
 from control_plane.cli.errors import CliError
 from control_plane.simulator.errors import SimulationError
 from control_plane.simulator.scale.compare import Comparison, compare
+from control_plane.simulator.scale.engine import Engine
 from control_plane.simulator.scale.formats import read_trace
 from control_plane.simulator.scale.policies import check_name, scaler_of
 from control_plane.simulator.scale.replay import Outcome, Replay
@@ -31,7 +34,7 @@ def trace_of(*arrivals: tuple[float, int, float]) -> Trace:
 
 def replayed(trace: Trace, policy: str, nodes: int = 1, **changed: float) -> Outcome:
     fleet = replace(SETTINGS, **changed)
-    return Replay(trace, nodes, fleet, scaler_of(policy, fleet, 0.0)).run()
+    return Replay(trace, nodes, fleet, scaler_of(policy, fleet, trace)).run()
 
 
 def arena(path: Path, count: int = 60, gap_s: float = 40.0) -> Path:
@@ -54,8 +57,8 @@ def test_a_load_that_one_replica_cannot_bear_starts_more() -> None:
 
 def test_ebb_wakes_ahead_of_what_comes_by_the_clock() -> None:
     trace = trace_of(*((3600.0 * at, 0, 1.0) for at in range(40)))
-    ebb, constant = replayed(trace, "ebb"), replayed(trace, "constant:900")
-    assert constant.cold == 40 and ebb.cold < 10 and ebb.replica_s < constant.replica_s
+    ebb, constant = replayed(trace, "ebb:400"), replayed(trace, "constant:900")
+    assert constant.cold == 40 and ebb.cold < 12 and ebb.replica_s < constant.replica_s
 
 
 def test_one_that_has_no_room_takes_the_place_of_the_longest_idle() -> None:
@@ -102,7 +105,9 @@ def test_each_format_is_read(tmp_path: Path) -> None:
         trace = read_trace(path, format, SETTINGS, 0)
         assert [one.endpoint for one in trace.arrivals] == [0, 1] and trace.arrivals[0].at_s == 0.0, format
     trace = read_trace(tmp_path / "arena.csv.gz", "arena", SETTINGS, 0)
-    assert trace.arrivals[1].busy_s == pytest.approx(2.0) and trace.endpoints == ("m1", "m0")
+    assert trace.arrivals[1].busy_s == pytest.approx(
+        2000 / SETTINGS.prefill_tokens_per_s + 1.0
+    ) and trace.endpoints == ("m1", "m0")
 
 
 def test_servegen_arrivals_have_their_rate_and_rare_clients_come_first(tmp_path: Path) -> None:
@@ -134,6 +139,8 @@ CLIENTS = (("a", 0.1, "Gamma"), ("b", 0.1, "Weibull"), ("c", 5.0, "Gamma"))
         ("gentd26", "gmt_create,exec_time_seconds,checkpoint_model_version_id\ntoday,1,M\n", "line 2: time data"),
         ("servegen", "model,client,ts,rate,pattern,shape\nm,1,0,1,Pareto,1\n", "'Pareto' is no pattern"),
         ("azure-functions", "\0\x01", "no column app"),
+        ("azure-code", "TIMESTAMP,ContextTokens,GeneratedTokens\nnoon,1,1\n", "line 2: Invalid isoformat"),
+        ("azure-conversation", "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,-1,1\n", "less than none"),
     ],
 )
 def test_a_file_that_is_not_of_its_format_is_told_in_a_sentence(
@@ -196,3 +203,72 @@ def test_the_command_refuses_in_a_sentence(tmp_path: Path) -> None:
     assert CliRunner().invoke(simulate.app, [*args, "--policies", "magic"]).exit_code == 2
     failed = CliRunner().invoke(simulate.app, args)
     assert isinstance(failed.exception, CliError) and "cannot be read" in str(failed.exception)
+
+
+def tokens_of(*arrivals: tuple[float, int, int]) -> Trace:
+    return Trace(tuple(Arrival(at, 0, 0.0, prompt, output) for at, prompt, output in arrivals), ("llm",))
+
+
+def test_an_engine_reads_prompts_in_chunks_and_writes_in_rows() -> None:
+    engine = Engine(SETTINGS)
+    engine.add(Arrival(0.0, 0, 0.0, 1000, 5), 0.0)
+    (alone,) = engine.advance(100.0)
+    assert alone.first_at == pytest.approx(SETTINGS.step_s * 4 + SETTINGS.token_s * 1000)
+    assert alone.itl_s == pytest.approx(1.0 / SETTINGS.decode_per_s(1)) and engine.decoded == 5
+    assert engine.next_at == math.inf
+
+
+def test_a_prompt_that_comes_in_between_slows_those_that_write() -> None:
+    engine = Engine(SETTINGS)
+    engine.add(Arrival(0.0, 0, 0.0, 10, 50), 0.0)
+    assert engine.advance(0.5) == []
+    engine.add(Arrival(0.5, 0, 0.0, 4000, 1), 0.5)
+    late, early = engine.advance(100.0)
+    assert late.ended_at <= early.ended_at and early.itl_s > 1.5 / SETTINGS.decode_per_s(1)
+    assert 1.0 < late.ttft_s < 1.7 and late.itl_s == 0.0
+
+
+def test_counting_in_between_changes_nothing() -> None:
+    plain, counted = Engine(SETTINGS), Engine(SETTINGS)
+    for engine in (plain, counted):
+        engine.add(Arrival(0.0, 0, 0.0, 100, 300), 0.0)
+    for step in range(30):
+        assert counted.advance(step / 10.0) == []
+        counted.count(step / 10.0 + 0.05)
+    assert 0 < counted.decoded < 300
+    assert counted.advance(50.0)[0].ended_at == pytest.approx(plain.advance(50.0)[0].ended_at)
+    assert counted.decoded == plain.decoded == 300
+
+
+@pytest.mark.parametrize("policy", ["ebb", "constant:60", "knative"])
+def test_requests_with_tokens_are_all_answered_and_held_to_both_latencies(policy: str) -> None:
+    trace = tokens_of(*((at / 3.0, 800, 60) for at in range(400)))
+    outcome = replayed(trace, policy)
+    assert len(outcome.waits) == 400 and outcome.cold < 100 and 0 < outcome.met < 400
+    assert outcome.starts > 2 and outcome.replica_s < 32 * trace.span_s
+
+
+def test_azures_traces_have_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "azure.csv"
+    path.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        "2023-11-16 18:15:50.9951690,396,109\n2023-11-16 18:15:46.6805900,0,0\n"
+    )
+    trace = read_trace(path, "azure-code", SETTINGS, 0)
+    assert [(one.prompt_tokens, one.output_tokens) for one in trace.arrivals] == [(1, 1), (396, 109)]
+    assert trace.has_tokens and trace.span_s == pytest.approx(4.314579) and trace.endpoints == ("llm",)
+    assert not trace_of((0.0, 0, 1.0)).has_tokens
+
+
+def test_knative_is_not_taken_down_at_once_nor_in_a_panic() -> None:
+    burst = [(0.0, 0, 30.0)] * 30 + [(300.0, 0, 1.0)]
+    outcome = replayed(trace_of(*burst), "knative", concurrency=2, start_s=1.0)
+    assert outcome.starts > 15 and outcome.replica_s > 15 * 60.0
+
+
+def test_settings_whose_steps_cannot_be_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.toml"
+    lines = [f"{name} = {value}" for name, value in structs.asdict(replace(SETTINGS, step_s=1.0)).items()]
+    path.write_text("\n".join(lines))
+    with pytest.raises(SimulationError, match="raise step_tokens or lower step_s"):
+        read_settings(path)

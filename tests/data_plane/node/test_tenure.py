@@ -30,6 +30,12 @@ class NoDrain:
     async def drain(self, url: str, token: str) -> None:
         raise AssertionError("nothing is drained here")
 
+    async def park(self, url: str, token: str) -> None:
+        raise AssertionError("nothing is parked here")
+
+    async def unpark(self, url: str, token: str) -> None:
+        raise AssertionError("nothing is parked here")
+
 
 class Clock:
     def __init__(self) -> None:
