@@ -30,10 +30,6 @@ class PlacementLoop:
                 return UNHEARD_S  # a node may run what the database has forgotten: a second start would be in vain
             askew = await observe.askew(session)
             picture = await observe.picture(session, askew) if askew else observe.Picture()
-            overdue = await observe.overdue(session)
-        for replica_id, endpoint_id in overdue:
-            async with leadership.transaction() as session:
-                await apply.expire(session, endpoint_id, replica_id)
         for each in picture.askew:
             if each.steps.release:
                 async with leadership.transaction() as session:
@@ -42,8 +38,20 @@ class PlacementLoop:
         steps = Round(Fleet(picture.devices), picture.residents, picture.now).decide(picture.wants)
         for step in steps:
             await _do(leadership, step)
+        if not steps:
+            # after whoever waits: nothing of it is urgent
+            await _expire(leadership)
         metrics.LOOP_SECONDS.labels(self.name).observe(time.perf_counter() - started)
         return WAITING_S if any(isinstance(step, Wait | Evict) for step in steps) else None
+
+
+async def _expire(leadership: Leadership) -> None:
+    """Lets go of what has been parked for long."""
+    async with leadership.database.transaction() as session:
+        overdue = await observe.overdue(session)
+    for replica_id, endpoint_id in overdue:
+        async with leadership.transaction() as session:
+            await apply.expire(session, endpoint_id, replica_id)
 
 
 async def _do(leadership: Leadership, step: Step) -> None:
