@@ -43,7 +43,7 @@ from control_plane.nodes.metrics import NODES
 from control_plane.placement.controller import ExplainController
 from control_plane.placement.loop import PlacementLoop
 from control_plane.settings import Settings
-from control_plane.tenants.auth import OPEN, READ, KeyCache, require_scope
+from control_plane.tenants.auth import MACHINES, OPEN, READ, KeyCache, require_scope
 from control_plane.tenants.controller import KeysController
 from control_plane.tenants.door import Door
 from data_plane.wire.errors import ApiError
@@ -123,7 +123,7 @@ def create_app(settings: Settings, *, extra_loops: Sequence[Loop] = (), leads: b
     async def provide_session(request: Request[Any, Any, Any]) -> AsyncGenerator[AsyncSession]:
         """One transaction per request: it commits after the handler and before the answer, or rolls back. Where the
         database is slow, people wait and are sent away first: agents and gateways find a connection all the same."""
-        of_machines = request.route_handler.opt.get("scope") == "node"
+        of_machines = request.route_handler.opt.get("scope") in MACHINES
         async with contextlib.nullcontext() if of_machines else people.place(), database.transaction() as session:
             yield session
 

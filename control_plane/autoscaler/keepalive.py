@@ -161,13 +161,13 @@ class Terms:
 
     `worth` is the GB-seconds of memory that a second of waiting saved is worth; `pressure` raises the price of memory
     that others want (1.0: nobody else does). `constant_s` is what is done with too little history. The default worth
-    keeps 16 GB that start in 20 s for as long as a request is expected every 17 hours: memory that nobody else wants
-    costs nothing to hold, and where somebody does, pressure and eviction say so.
+    keeps 16 GB that start in 20 s for 50 minutes where nobody else wants them (pressure 1): long enough for whoever
+    comes back from a meal, short enough that an endpoint that sleeps is seen to sleep.
     """
 
     start_s: float
     memory_bytes: int
-    worth: float = 48_000.0
+    worth: float = 2_400.0
     pressure: float = 1.0
     constant_s: float = 300.0
 

@@ -16,6 +16,7 @@ from control_plane.catalog.tables import ArtifactTable, ModelTable
 from control_plane.db import metrics
 from control_plane.dispatch.diff import BEFORE_ENDING
 from control_plane.endpoints import life
+from control_plane.endpoints.idle import idle_of
 from control_plane.endpoints.life import Held
 from control_plane.endpoints.memory import estimate
 from control_plane.endpoints.schemas import NewEndpoint
@@ -67,10 +68,11 @@ async def _endpoint(session: AsyncSession, node: NodeTable, wanted: DesiredRepli
         f"The database had forgotten it; node '{node.name}' still ran revision {wanted.generation}. Its limits are the "
         f"defaults now: deploy it again, or set them with 'ebb scale {wanted.endpoint}'."
     )
+    idle_auto, idle_s = idle_of(defaults.idle_s)
     row = EndpointTable(
         id=endpoint_id, tenant_id=node.tenant_id, name=wanted.endpoint, model_id=model[0].id, model=model[0].name,
-        revision=0, min_replicas=defaults.min, max_replicas=max(1, defaults.max), idle_s=defaults.idle_s, desired=0,
-        state="zero", reason=reason, failures=0, opens=0,
+        revision=0, min_replicas=defaults.min, max_replicas=max(1, defaults.max), idle_auto=idle_auto, idle_s=idle_s,
+        desired=0, state="zero", reason=reason, failures=0, opens=0,
     )  # fmt: skip
     session.add(row)
     await session.flush()

@@ -145,9 +145,7 @@ async def move(session: AsyncSession, held: Held, replica: ReplicaTable, to: Rep
     before = replica.status
     replica.status = transition(str(replica.id), replica.status, to)
     replica.reason = reason
-    if to == "ready" and before == "parked":
-        held.endpoint.last_ready_at = held.now
-    elif to == "ready":
+    if to == "ready":
         await _became_ready(session, held, replica)
     await _tell(session, held, replica, to, reason, {"from": before})
     await settle(session, held, _state_reason(to, reason))

@@ -105,12 +105,10 @@ async def heard(
 ) -> NodeTable:
     """Locks the node and notes that its agent is alive. Raises Missing, and StaleEpoch where another registered."""
     row = await present(session, node_id, lock=True)
-    if row.epoch > epoch:
+    if row.epoch != epoch:  # a lower one too: the database was put back, and the agent has to say so
         metrics.REFUSED.labels(metrics.STALE).inc()
         store.STALE.labels("node").inc()
         raise StaleEpoch(f"node '{row.name}'", epoch)
-    # a database that was put back knows an older one: the agent is right, and epochs never go back
-    row.epoch = epoch
     now = await db_now(session)
     if row.status == "lost" or now - row.last_seen_at > timedelta(seconds=terms.lease_s):
         # lost or not, it may have ended its replicas

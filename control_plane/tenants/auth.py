@@ -30,6 +30,8 @@ RENEW: dict[str, Any] = {"scope": "renew"}
 """A node's credential, and it may have expired."""
 JOIN: dict[str, Any] = {"scope": "join"}
 """A join token."""
+MACHINES = frozenset({"node", "agent", "renew", "join"})
+"""Scopes of those who are no people: what they do is not put off for the sake of who looks."""
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 STALE_S = 5.0
 MISS_RELOAD_S = 0.5

@@ -117,7 +117,7 @@ async def world(database: Database, tenant_id: UUID) -> AsyncGenerator[World]:
 async def test_it_learns_plans_sleeps_and_is_woken_ahead(world: World) -> None:
     await world.deploy()
     await world.remember(HOUR)
-    await world.set(desired=1, start_s=0.005)  # not worth an hour of its memory
+    await world.set(desired=1, start_s=0.1)  # not worth an hour of its memory
     await world.say(running=1)
     assert (await world.tick()).desired == 1
     await world.say(idle_for_s=0.0)
