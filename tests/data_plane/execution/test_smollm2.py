@@ -51,7 +51,7 @@ def start(artifact: Path, dtype: str, budget: int = 512) -> Loaded:
         threads=1,
     )
     loaded = load(artifact, options, phases.append)
-    assert phases == ["loading", "warming"]
+    assert phases == ["loading", "mapped", "warming"]
     return loaded
 
 
