@@ -51,7 +51,7 @@ def test_killed_and_restarted_while_serving(chat: Platform, module: str) -> None
     assert len(statuses) > 5
     [after] = chat.replicas()
     assert (after["id"], after["pid"]) == (before["id"], before["pid"]), "the running replica was not adopted"
-    assert len(chat.runner_pids()) == 1
+    assert len(chat.runner_pids()) <= 2, "more than the one that serves and the one in waiting"
 
 
 def test_a_killed_runner_is_replaced(chat: Platform) -> None:
