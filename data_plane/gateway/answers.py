@@ -2,6 +2,7 @@
 they carry."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -12,7 +13,7 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _BODILESS = (204, 304)
 
 
-class Answer:
+class Answer(ABC):
     """What is alike in all. Headers are named in lower case, each once."""
 
     def __init__(self, status: int, headers: Mapping[str, str]) -> None:
@@ -29,9 +30,9 @@ class Answer:
         """The connection ends with this answer."""
         self._stays = False
 
+    @abstractmethod
     def finish(self, request: Request) -> None:
         """Send what is not sent yet. Raises ConnectionResetError where the client has gone."""
-        raise NotImplementedError
 
     def _head(self, request: Request, *framing: str) -> bytes:
         """ValueError for a header with the end of a line in it: such an answer is not sent."""

@@ -194,7 +194,7 @@ class ClientConnection(asyncio.Protocol):
             if self._transport is not None:
                 self._part()
         except BaseException:
-            self.abort()
+            self.abort()  # nobody serves this connection any more, whatever it was: it must not stay open
             raise
 
     async def _answer(self) -> bool:
