@@ -1,10 +1,12 @@
 """The pool of connections and its transactions: a request has one, a service never commits. Knows no tables."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+
+from control_plane.db.bells import ORIGIN, RUNG
 
 STATEMENT_TIMEOUT_S = 15
 LOCK_TIMEOUT_S = 5
@@ -17,10 +19,21 @@ def driver_url(database_url: str) -> str:
 
 
 class Database:
-    """One small pool per process. Every statement is bounded in time, so that nothing waits for ever on a lock."""
+    """One small pool per process. Every statement is bounded in time, so that nothing waits for ever on a lock.
 
-    def __init__(self, database_url: str, *, pool_size: int = 6) -> None:
+    `rung` is told the bells of each transaction once it has committed; `origin` marks them (see db/bells.py).
+    """
+
+    def __init__(
+        self,
+        database_url: str,
+        *,
+        pool_size: int = 6,
+        rung: Callable[[Iterable[str]], None] | None = None,
+        origin: str = "",
+    ) -> None:
         self.url = database_url
+        self._rung = rung
         options = (
             f"-c statement_timeout={STATEMENT_TIMEOUT_S}s -c lock_timeout={LOCK_TIMEOUT_S}s "
             f"-c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_S}s -c timezone=UTC"
@@ -35,7 +48,7 @@ class Database:
             hide_parameters=True,  # values, hashes of keys among them, stay out of errors and logs
             connect_args={"options": options, "connect_timeout": 5, "application_name": "ebb"},
         )
-        self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
+        self._sessions = async_sessionmaker(self._engine, expire_on_commit=False, info={ORIGIN: origin})
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncSession]:
@@ -43,6 +56,8 @@ class Database:
         async with self._sessions() as session:
             yield session
             await session.commit()
+            if self._rung is not None and (topics := session.info.pop(RUNG, None)):
+                self._rung(topics)
 
     async def ping(self) -> None:
         """Raises if the database does not answer."""

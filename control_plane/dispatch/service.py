@@ -223,7 +223,7 @@ async def _see(session: AsyncSession, held: Held, replica: ReplicaTable, change:
         await starts.note(session, replica, held.now)
     if change.to is None and moved:
         # an adopted runner may have another address or token: gateways must hear of it
-        await ring(session, "routes")
+        ring(session, "routes")
 
 
 def _facts(row: ReplicaTable, seen: ObservedReplica) -> tuple[object, ...]:

@@ -49,7 +49,7 @@ async def note(session: AsyncSession, report: DemandReport) -> None:
     samples = await _samples(session, gateway, known)
     await _write(session, [_row(given[each], each, gateway, samples.get(each, []), now) for each in known])
     if any(demand.running + demand.waiting or _ended_just_now(demand) for demand in report.endpoints):
-        await ring(session, "endpoints")
+        ring(session, "endpoints")
 
 
 def _row(

@@ -85,7 +85,7 @@ async def remove(session: AsyncSession, tenant_id: UUID, name: str) -> None:
         await life.release(session, held, replica, reason)
     await life.settle(session, held, reason)
     await record(session, tenant_id, "endpoint", name, "deleted", reason)
-    await ring(session, "placement", "endpoints")
+    ring(session, "placement", "endpoints")
 
 
 async def wake_by_name(session: AsyncSession, tenant_id: UUID, name: str) -> Held:
@@ -140,7 +140,7 @@ async def _wake(session: AsyncSession, held: Held, reason: str, source: str, pro
         await life.settle(session, held, reason)
     views = [life.view(replica) for replica in held.replicas]
     if not any(is_coming(each) for each in views):
-        await ring(session, "placement")
+        ring(session, "placement")
     phase = waking_phase(views) if endpoint.state == "waking" else None
     return WakeAnswer(endpoint.state, phase, endpoint.obstacle or endpoint.reason)
 
@@ -328,4 +328,4 @@ async def _limits_changed(session: AsyncSession, held: Held, reason: str) -> Non
     desired = max(endpoint.min_replicas, min(endpoint.max_replicas, endpoint.desired))
     await life.close_circuit(session, held, reason)
     await life.set_desired(session, held, desired, reason)
-    await ring(session, "placement", "endpoints", "routes")
+    ring(session, "placement", "endpoints", "routes")

@@ -85,7 +85,7 @@ async def register(
         store.DIVERGED.labels("epoch").inc()
         reason = f"Its agent was given epoch {node.epoch}, and the database knew of {before}: it has lost writes."
         await record(session, tenant_id, "node", node.name, "diverged", reason, {"known": before, "seen": node.epoch})
-    await ring(session, "placement", PEERS, f"node:{node_id}")
+    ring(session, "placement", PEERS, f"node:{node_id}")
     return Registered(node_id, epoch)
 
 
@@ -118,7 +118,7 @@ async def heard(
     if row.status != "ready":
         row.status = "ready"
         await record(session, row.tenant_id, "node", row.name, "ready", "Its agent reports again.")
-        await ring(session, "placement")
+        ring(session, "placement")
     return row
 
 
@@ -126,7 +126,7 @@ async def lose(session: AsyncSession, node: NodeTable, reason: str) -> None:
     """The node is not heard any more: nothing is placed on it until it is."""
     node.status = "lost"
     await record(session, node.tenant_id, "node", node.name, "lost", reason)
-    await ring(session, "placement")
+    ring(session, "placement")
 
 
 async def present(session: AsyncSession, node_id: UUID, *, lock: bool = False) -> NodeTable:
@@ -159,7 +159,7 @@ async def set_cordon(session: AsyncSession, node: NodeTable, *, cordoned: bool, 
     }
     await record(session, node.tenant_id, "node", node.name, word, reasons[word], {"by": by})
     await session.flush()
-    await ring(session, "placement")
+    ring(session, "placement")
 
 
 async def remove(session: AsyncSession, node: NodeTable, by: str) -> None:
@@ -168,7 +168,7 @@ async def remove(session: AsyncSession, node: NodeTable, by: str) -> None:
     node.status = "removed"
     await record(session, node.tenant_id, "node", node.name, "removed", "It was removed.", {"by": by})
     await session.flush()
-    await ring(session, "placement", PEERS, f"node:{node.id}")
+    ring(session, "placement", PEERS, f"node:{node.id}")
 
 
 async def list_nodes(session: AsyncSession, tenant_id: UUID) -> list[NodeTable]:

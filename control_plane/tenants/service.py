@@ -89,7 +89,7 @@ async def _insert(
     await session.flush()
     await session.refresh(row)
     await record(session, tenant_id, "key", prefix, "created", f"Key '{name}' was made.", {"scopes": list(row.scopes)})
-    await ring(session, *KEYS_CHANGED)
+    ring(session, *KEYS_CHANGED)
     return row
 
 
@@ -107,7 +107,7 @@ async def change_key(session: AsyncSession, tenant_id: UUID, key_id: UUID, chang
         setattr(row, name, value)
     await session.flush()
     await record(session, tenant_id, "key", row.prefix, "changed", f"Key '{row.name}' was changed.", changed)
-    await ring(session, *KEYS_CHANGED)
+    ring(session, *KEYS_CHANGED)
     return row
 
 
@@ -139,7 +139,7 @@ async def revoke_key(session: AsyncSession, tenant_id: UUID, key_id: UUID, *, by
     row.revoked_by = by
     await session.flush()
     await record(session, tenant_id, "key", row.prefix, "revoked", f"key '{row.name}' was revoked", {})
-    await ring(session, *KEYS_CHANGED)
+    ring(session, *KEYS_CHANGED)
 
 
 async def key_records(session: AsyncSession) -> list[KeyRecord]:
