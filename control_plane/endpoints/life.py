@@ -167,8 +167,7 @@ async def _became_ready(session: AsyncSession, held: Held, replica: ReplicaTable
     began_at = replica.created_at if start is None else start.created_at
     asked_s = _seconds(began_at, held.now) + float(replica.spans.get("decide", 0.0))
     replica.spans = {**replica.spans, "ready": round(asked_s, 4)}
-    await session.flush()
-    start = await starts.note(session, replica, held.now)
+    starts.note(start, replica, held.now)
     endpoint.start_s = await starts.learned_s(session, replica, "cached" if start is None else start.tier)
     metrics.COLD_STARTS.inc()
     metrics.COLD_START_SECONDS.observe(asked_s)
@@ -226,7 +225,7 @@ async def end(session: AsyncSession, held: Held, replica: ReplicaTable, failure:
             await fail_start(session, held, failure, lived_s)
     elif lived_s is not None:
         held.set_circuit(Circuit(retry_at=held.circuit.retry_at))
-    await starts.note(session, replica, held.now, replica.reason)
+    starts.note(await starts.of(session, replica), replica, held.now, replica.reason)
     data: dict[str, object] = {"from": before, "fatal": failure is not None and failure.fatal}
     await _tell(session, held, replica, replica.status, replica.reason, data)
     await settle(session, held, replica.reason)
@@ -237,13 +236,12 @@ async def place(session: AsyncSession, held: Held, replica: ReplicaTable, node: 
     """A new replica has its place: its node will hear of it when this commits."""
     endpoint = held.endpoint
     replica.spans = _decided(held)
-    endpoint.obstacle = None
-    session.add(replica)
-    await session.flush()
-    await starts.begin(session, endpoint, replica, "cached", held.now)
-    held.replicas.append(replica)
     # a new endpoint learns from others that run the same, before its own first start
     endpoint.start_s = await starts.learned_s(session, replica, "cached") or endpoint.start_s
+    endpoint.obstacle = None
+    session.add(replica)
+    await starts.begin(session, endpoint, replica, "cached", held.now)
+    held.replicas.append(replica)
     reason = f"Placed on {replica.device} of node {node}."
     await _tell(session, held, replica, "placing", reason, {"node": node, "promised_bytes": replica.promised_bytes})
     await settle(session, held, reason, is_progress=True)

@@ -134,8 +134,13 @@ async def present(session: AsyncSession, node_id: UUID, *, lock: bool = False) -
     query = select(NodeTable).where(NodeTable.id == node_id, NodeTable.removed_at.is_(None))
     row = (await session.execute(query.with_for_update(key_share=True) if lock else query)).scalar_one_or_none()
     if row is None:
-        raise Missing("node", str(node_id), "ebb nodes")
+        raise missing(node_id)
     return row
+
+
+def missing(node_id: UUID) -> Missing:
+    """There is no such node, or it was removed."""
+    return Missing("node", str(node_id), "ebb nodes")
 
 
 async def named(session: AsyncSession, tenant_id: UUID, name: str) -> NodeTable:
@@ -177,12 +182,11 @@ async def list_nodes(session: AsyncSession, tenant_id: UUID) -> list[NodeTable]:
     return list((await session.execute(select(NodeTable).where(*here).order_by(NodeTable.name))).scalars())
 
 
-async def others(session: AsyncSession, node: NodeTable) -> list[NodeTable]:
-    """All other nodes that have an agent, lost ones too: they may come back and be given this one's replicas."""
-    query = select(NodeTable).where(
-        NodeTable.id != node.id, NodeTable.removed_at.is_(None), NodeTable.status != "joined"
-    )
-    return list((await session.execute(query.order_by(NodeTable.name, NodeTable.id))).scalars())
+async def everyone(session: AsyncSession) -> list[NodeTable]:
+    """All nodes that were not removed, of whichever tenant, by name. A lost one may come back, and be given replicas of
+    the others."""
+    query = select(NodeTable).where(NodeTable.removed_at.is_(None)).order_by(NodeTable.name, NodeTable.id)
+    return list((await session.execute(query)).scalars())
 
 
 async def _by_name(session: AsyncSession, tenant_id: UUID, name: str) -> NodeTable | None:

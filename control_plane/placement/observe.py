@@ -18,6 +18,7 @@ from control_plane.endpoints import life, measured
 from control_plane.endpoints.specs import RevisionSpec
 from control_plane.endpoints.states import ENDED, is_coming, serves
 from control_plane.endpoints.tables import DemandTable, EndpointTable, GatewayTable, ReplicaTable, RevisionTable
+from control_plane.nodes.service import everyone
 from control_plane.nodes.tables import NodeTable
 from control_plane.placement.eviction import Resident, Standing, arrivals_per_s
 from control_plane.placement.planner import DeviceView, Need, Spot
@@ -104,29 +105,32 @@ async def overdue(session: AsyncSession) -> list[tuple[UUID, UUID]]:
 
 async def picture(session: AsyncSession, ids: Sequence[UUID]) -> Picture:
     """What is to be done for the endpoints `ids`, and, where any of them lacks a replica, the fleet."""
-    moment = await db_now(session)
-    seen = Picture(moment.timestamp())
+    current = (RevisionTable.endpoint_id == EndpointTable.id) & (RevisionTable.number == EndpointTable.revision)
     query = (
-        select(EndpointTable, RevisionTable.spec)
-        .join(
-            RevisionTable,
-            (RevisionTable.endpoint_id == EndpointTable.id) & (RevisionTable.number == EndpointTable.revision),
-        )
+        select(EndpointTable, RevisionTable.spec, func.clock_timestamp())
+        .join(RevisionTable, current)
         .where(EndpointTable.id.in_(ids))
     )
-    rows = [(row, msgspec.convert(spec, RevisionSpec)) for row, spec in await session.execute(query)]
+    found = list(await session.execute(query))
+    if not found:
+        return Picture()
+    moment = found[0][2]
+    seen = Picture(moment.timestamp())
+    rows = [(row, msgspec.convert(spec, RevisionSpec)) for row, spec, _ in found]
     alive = await _alive(session, ids)
-    left = await drained(session)
+    nodes = await everyone(session)
+    left = {node.id: node.name for node in nodes if node.draining}
     for row, spec in rows:
         copies = [copy_of(replica, left) for replica in alive[row.id]]
         steps = next_steps(copies, row.desired, row.revision, may_start=row.retry_at is None)
         seen.askew.append(Askew(row.id, row.revision, spec, steps))
     lacking = {each.id: each.steps.start for each in seen.askew if each.steps.start}
     if lacking:
-        await _read_fleet(session, seen, moment)
+        await _read_fleet(session, seen, nodes, moment)
         wanted = [(row, spec) for row, spec in rows if row.id in lacking]
         excess = await measured.excess(session, {spec.artifact for _, spec in wanted})
-        cached = await _cached(session, {spec.artifact for _, spec in wanted})
+        is_choice = len({device.node_id for device in seen.devices}) > 1
+        cached = await _cached(session, {spec.artifact for _, spec in wanted}) if is_choice else {}
         by_id = {each.replica_id: each for each in seen.residents}
         for row, spec in wanted:
             seen.wants.append(_want(row, spec, lacking[row.id], alive[row.id], excess, cached, by_id))
@@ -154,7 +158,7 @@ async def fleet(session: AsyncSession) -> Picture:
     """The devices and all that holds memory on them, whoever wants what."""
     moment = await db_now(session)
     seen = Picture(moment.timestamp())
-    await _read_fleet(session, seen, moment)
+    await _read_fleet(session, seen, await everyone(session), moment)
     return seen
 
 
@@ -213,7 +217,7 @@ async def _cached(session: AsyncSession, artifacts: set[str]) -> dict[str, set[s
     return found
 
 
-async def _read_fleet(session: AsyncSession, seen: Picture, moment: datetime) -> None:
+async def _read_fleet(session: AsyncSession, seen: Picture, there_are: list[NodeTable], moment: datetime) -> None:
     query = (
         select(ReplicaTable, EndpointTable)
         .join(EndpointTable, EndpointTable.id == ReplicaTable.endpoint_id)
@@ -231,8 +235,7 @@ async def _read_fleet(session: AsyncSession, seen: Picture, moment: datetime) ->
     for each in seen.residents:
         promised[each.spot] += each.holds_bytes
         busy[each.spot] += each.standing == "coming" or (each.standing == "ready" and each.has_work is not False)
-    takes = NodeTable.status == "ready", NodeTable.cordoned.is_(False), NodeTable.removed_at.is_(None)
-    nodes = list((await session.execute(select(NodeTable).where(*takes))).scalars())
+    nodes = [node for node in there_are if node.status == "ready" and not node.cordoned]
     # what came back from silence a moment ago gets nothing new yet, unless there is nothing else
     steady = [node for node in nodes if node.steady_at is None or node.steady_at <= moment]
     for node in steady or nodes:
@@ -255,6 +258,8 @@ def _above_min(there: list[tuple[ReplicaTable, EndpointTable]]) -> dict[UUID, in
 
 async def work_of(session: AsyncSession, ids: set[UUID], moment: datetime) -> dict[UUID, Work]:
     """What the gateways that are heard say of each endpoint."""
+    if not ids:
+        return {}
     since = moment - timedelta(seconds=HEARD_S)
     heard = select(GatewayTable.name).where(GatewayTable.heard_at > since)
     alive = set((await session.execute(heard)).scalars())
