@@ -12,11 +12,10 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Generator, Iterable
-from typing import Any
 
 import psycopg
 import structlog
-from sqlalchemy import ColumnElement, event, func, select
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
@@ -32,6 +31,8 @@ PENDING, RUNG, ORIGIN = "ebb_bells", "ebb_bells_rung", "ebb_origin"
 """Where a session keeps the bells that its commit rings, those it has rung, and who it is."""
 MARK = "|"
 
+_NOTIFY = text("select pg_notify(:channel, bell) from unnest(cast(:bells as text[])) as bell")
+
 log = structlog.get_logger("control_plane.bells")
 
 
@@ -40,20 +41,14 @@ def ring(session: AsyncSession | Session, *topics: str) -> None:
     session.info.setdefault(PENDING, {}).update(dict.fromkeys(topics))
 
 
-def ring_now(session: Session, *also: ColumnElement[Any]) -> None:
-    """Hands the transaction's bells over in one statement, which evaluates `also` too; before the commit they are not
-    heard all the same."""
-    topics: dict[str, None] = session.info.pop(PENDING, {})
-    session.info.setdefault(RUNG, {}).update(topics)
-    origin = str(session.info.get(ORIGIN, ""))
-    calls = [*also, *(func.pg_notify(CHANNEL, f"{topic}{MARK}{origin}") for topic in topics)]
-    if calls:
-        session.execute(select(*calls))
-
-
 @event.listens_for(Session, "before_commit")
 def _ring_pending(session: Session) -> None:
-    ring_now(session)
+    topics: dict[str, None] = session.info.pop(PENDING, {})
+    if not topics:
+        return
+    origin = str(session.info.get(ORIGIN, ""))
+    session.execute(_NOTIFY, {"channel": CHANNEL, "bells": [f"{topic}{MARK}{origin}" for topic in topics]})
+    session.info.setdefault(RUNG, {}).update(topics)
 
 
 @event.listens_for(Session, "after_rollback")

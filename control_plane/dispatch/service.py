@@ -6,7 +6,7 @@ from datetime import datetime
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.db import metrics as store
@@ -42,6 +42,14 @@ PHASE_REASONS: dict[ReplicaPhase, str] = {
     "draining": "The runner finishes its requests and takes no more.",
 }
 
+_OF_NODE = select(ReplicaTable).where(ReplicaTable.node_id == bindparam("node_id"), ReplicaTable.status.not_in(ENDED))
+_NAMED_OF_NODE = (
+    select(ReplicaTable, EndpointTable.name)
+    .join(EndpointTable, EndpointTable.id == ReplicaTable.endpoint_id)
+    .where(ReplicaTable.node_id == bindparam("node_id"), ReplicaTable.status.not_in(ENDED))
+    .order_by(ReplicaTable.created_at, ReplicaTable.id)
+)
+
 
 async def desired_state(session: AsyncSession, node_id: UUID, terms: LeaseTerms, epoch: int = 0) -> DesiredState:
     """All that the node must run, park, drain or stop. Raises Missing; and StaleEpoch where the asking agent's `epoch`
@@ -52,17 +60,11 @@ async def desired_state(session: AsyncSession, node_id: UUID, terms: LeaseTerms,
         raise nodes.missing(node_id)
     if 0 < epoch < node.epoch:
         raise StaleEpoch(f"node '{node.name}'", epoch)
-    query = (
-        select(ReplicaTable, EndpointTable.name)
-        .join(EndpointTable, EndpointTable.id == ReplicaTable.endpoint_id)
-        .where(ReplicaTable.node_id == node_id, ReplicaTable.status.not_in(ENDED))
-        .order_by(ReplicaTable.created_at, ReplicaTable.id)
-    )
     replicas = tuple(
         DesiredReplica(
             str(row.id), name, row.generation, row.intent, msgspec.convert(row.spec, ReplicaSpec), str(row.endpoint_id)
         )
-        for row, name in (await session.execute(query))
+        for row, name in (await session.execute(_NAMED_OF_NODE, {"node_id": node_id}))
     )
     keys = tuple(await key_records(session))
     peers = tuple(
@@ -167,8 +169,7 @@ async def replica_counts(session: AsyncSession) -> dict[UUID, int]:
 
 
 async def _rows(session: AsyncSession, node_id: UUID) -> dict[str, ReplicaTable]:
-    query = select(ReplicaTable).where(ReplicaTable.node_id == node_id, ReplicaTable.status.not_in(ENDED))
-    return {str(row.id): row for row in (await session.execute(query)).scalars()}
+    return {str(row.id): row for row in (await session.execute(_OF_NODE, {"node_id": node_id})).scalars()}
 
 
 def _compare(rows: dict[str, ReplicaTable], now: datetime, report: NodeReport) -> tuple[Change, ...]:

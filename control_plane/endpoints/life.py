@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.db.bells import ring
@@ -25,6 +25,24 @@ from control_plane.endpoints.states import (
 from control_plane.endpoints.tables import EndpointTable, ReplicaTable
 from control_plane.events.service import record
 from data_plane.wire.fleet import ReplicaPhase, StartFailure
+
+# Statements that are asked often are built once: building one takes as long as running it.
+_LOCKED = (
+    select(EndpointTable)
+    .where(EndpointTable.id == bindparam("id"))
+    .with_for_update(key_share=True)
+    .execution_options(populate_existing=True)
+)
+_MOMENT = select(func.clock_timestamp().label("now")).subquery()
+# the time of when the row is held, with the replicas as they are then
+_NOW_WITH_REPLICAS = (
+    select(_MOMENT.c.now, ReplicaTable)
+    .outerjoin_from(
+        _MOMENT, ReplicaTable, (ReplicaTable.endpoint_id == bindparam("id")) & ReplicaTable.status.not_in(ENDED)
+    )
+    .order_by(ReplicaTable.created_at)
+    .execution_options(populate_existing=True)
+)
 
 
 @dataclass
@@ -48,9 +66,8 @@ class Held:
 
 async def hold(session: AsyncSession, endpoint_id: UUID) -> Held | None:
     """Locks the endpoint until the transaction ends. None where there is no such row (a deleted endpoint has one)."""
-    query = select(EndpointTable).where(EndpointTable.id == endpoint_id)
-    locked = query.with_for_update(key_share=True).execution_options(populate_existing=True)
-    return await _with_replicas(session, (await session.execute(locked)).scalar_one_or_none())
+    locked = await session.execute(_LOCKED, {"id": endpoint_id})
+    return await _with_replicas(session, locked.scalar_one_or_none())
 
 
 async def peek(session: AsyncSession, endpoint_id: UUID) -> Held | None:
@@ -61,12 +78,7 @@ async def peek(session: AsyncSession, endpoint_id: UUID) -> Held | None:
 async def _with_replicas(session: AsyncSession, endpoint: EndpointTable | None) -> Held | None:
     if endpoint is None:
         return None
-    # the time of when the row is held, in one statement with the replicas as they are then
-    moment = select(func.clock_timestamp().label("now")).subquery()
-    alive = (ReplicaTable.endpoint_id == endpoint.id) & ReplicaTable.status.not_in(ENDED)
-    query = select(moment.c.now, ReplicaTable).outerjoin_from(moment, ReplicaTable, alive)
-    rows = await session.execute(query.order_by(ReplicaTable.created_at).execution_options(populate_existing=True))
-    found = list(rows)
+    found = list(await session.execute(_NOW_WITH_REPLICAS, {"id": endpoint.id}))
     return Held(endpoint, [replica for _, replica in found if replica is not None], found[0][0])
 
 

@@ -15,19 +15,22 @@ from control_plane.tenants.service import key_records
 from data_plane.wire.keys import KeyRecord
 from data_plane.wire.routes import CAPACITY, EndpointRoute, EndpointState, GatewayState, ReplicaRoute
 
+_ENDPOINTS = (
+    select(EndpointTable, RevisionTable.spec, func.clock_timestamp(), demand.gateways())
+    .join(
+        RevisionTable,
+        (RevisionTable.endpoint_id == EndpointTable.id) & (RevisionTable.number == EndpointTable.revision),
+    )
+    .where(EndpointTable.deleted_at.is_(None))
+    .order_by(EndpointTable.id)
+)
+
 
 async def gateway_state(session: AsyncSession) -> GatewayState:
     """All that a gateway needs. The version is a digest of what matters, so the same facts have the same version,
     whichever process is asked; `eta_s`, which runs with the clock, is left out of it."""
     # read with each change of any endpoint, while requests wait for one: three queries
-    current = (RevisionTable.endpoint_id == EndpointTable.id) & (RevisionTable.number == EndpointTable.revision)
-    query = (
-        select(EndpointTable, RevisionTable.spec, func.clock_timestamp(), demand.gateways())
-        .join(RevisionTable, current)
-        .where(EndpointTable.deleted_at.is_(None))
-        .order_by(EndpointTable.id)
-    )
-    found = list(await session.execute(query))
+    found = list(await session.execute(_ENDPOINTS))
     alive = await service.alive_replicas(session, [row.id for row, *_ in found])
     routes = tuple(
         _route(row, alive[row.id], msgspec.convert(spec, RevisionSpec).context, now.timestamp())

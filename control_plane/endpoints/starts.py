@@ -11,7 +11,7 @@ from uuid import UUID
 import msgspec
 from litestar import Controller, get
 from litestar.params import QueryParameter
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.catalog.tables import ArtifactTable
@@ -58,11 +58,18 @@ async def begin(
     )
 
 
+_LAST = (
+    select(StartTable)
+    .where(StartTable.replica_id == bindparam("replica_id"))
+    .order_by(StartTable.created_at.desc())
+    .limit(1)
+)
+
+
 async def of(session: AsyncSession, replica: ReplicaTable) -> StartTable | None:
     """The replica's last start."""
-    query = select(StartTable).where(StartTable.replica_id == replica.id).order_by(StartTable.created_at.desc())
     with session.no_autoflush:
-        return (await session.execute(query.limit(1))).scalar_one_or_none()
+        return (await session.execute(_LAST, {"replica_id": replica.id})).scalar_one_or_none()
 
 
 def note(start: StartTable | None, replica: ReplicaTable, now: datetime, reason: str = "") -> None:

@@ -4,11 +4,11 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import event, func, insert, select
+from sqlalchemy import event, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from control_plane.db.bells import ring, ring_now
+from control_plane.db.bells import ring
 from control_plane.events.tables import EventTable
 
 EventKind = Literal["endpoint", "replica", "node", "model", "job", "key"]
@@ -48,9 +48,9 @@ def _write_pending(session: Session) -> None:
     if not pending:
         return
     session.flush()
-    ring(session, "events")
-    ring_now(session, func.pg_advisory_xact_lock(LOCK))
+    session.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
     session.execute(insert(EventTable), pending)
+    ring(session, "events")
 
 
 @event.listens_for(Session, "after_rollback")

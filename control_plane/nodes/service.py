@@ -182,11 +182,13 @@ async def list_nodes(session: AsyncSession, tenant_id: UUID) -> list[NodeTable]:
     return list((await session.execute(select(NodeTable).where(*here).order_by(NodeTable.name))).scalars())
 
 
+_EVERYONE = select(NodeTable).where(NodeTable.removed_at.is_(None)).order_by(NodeTable.name, NodeTable.id)
+
+
 async def everyone(session: AsyncSession) -> list[NodeTable]:
     """All nodes that were not removed, of whichever tenant, by name. A lost one may come back, and be given replicas of
     the others."""
-    query = select(NodeTable).where(NodeTable.removed_at.is_(None)).order_by(NodeTable.name, NodeTable.id)
-    return list((await session.execute(query)).scalars())
+    return list((await session.execute(_EVERYONE)).scalars())
 
 
 async def _by_name(session: AsyncSession, tenant_id: UUID, name: str) -> NodeTable | None:

@@ -9,12 +9,13 @@ from typing import get_args
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import case, func, select
+from sqlalchemy import bindparam, case, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.catalog.quantization import DeviceKind
 from control_plane.db.clock import db_now
 from control_plane.endpoints import life, measured
+from control_plane.endpoints.service import alive_replicas
 from control_plane.endpoints.specs import RevisionSpec
 from control_plane.endpoints.states import ENDED, is_coming, serves
 from control_plane.endpoints.tables import DemandTable, EndpointTable, GatewayTable, ReplicaTable, RevisionTable
@@ -65,21 +66,36 @@ class Work:
     idle_s: float | None
 
 
+_RUNS = (ReplicaTable.intent == "run") & ReplicaTable.status.not_in(ENDED)
+_STAYS = (ReplicaTable.generation == EndpointTable.revision) & NodeTable.draining.is_(False)
+_OLD = func.count(case((_RUNS & ~_STAYS, 1)))
+_ASKEW = (
+    select(EndpointTable.id)
+    .outerjoin(ReplicaTable, (ReplicaTable.endpoint_id == EndpointTable.id) & _RUNS)
+    .outerjoin(NodeTable, NodeTable.id == ReplicaTable.node_id)
+    .group_by(EndpointTable.id)
+    .having((func.count(case((_RUNS & _STAYS, 1))) != EndpointTable.desired) | (_OLD > 0))
+    .order_by(EndpointTable.asked_at, EndpointTable.id)
+)
+_ENDPOINTS = (
+    select(EndpointTable, RevisionTable.spec, func.clock_timestamp())
+    .join(
+        RevisionTable,
+        (RevisionTable.endpoint_id == EndpointTable.id) & (RevisionTable.number == EndpointTable.revision),
+    )
+    .where(EndpointTable.id.in_(bindparam("ids", expanding=True)))
+)
+_THERE = (
+    select(ReplicaTable, EndpointTable)
+    .join(EndpointTable, EndpointTable.id == ReplicaTable.endpoint_id)
+    .where(ReplicaTable.status.not_in(ENDED))
+    .order_by(ReplicaTable.id)
+)
+
+
 async def askew(session: AsyncSession) -> list[UUID]:
     """Endpoints whose current replicas are not as many as desired, or that still have others; longest waiting first."""
-    run = (ReplicaTable.intent == "run") & ReplicaTable.status.not_in(ENDED)
-    stays = (ReplicaTable.generation == EndpointTable.revision) & NodeTable.draining.is_(False)
-    current = func.count(case((run & stays, 1)))
-    old = func.count(case((run & ~stays, 1)))
-    query = (
-        select(EndpointTable.id)
-        .outerjoin(ReplicaTable, (ReplicaTable.endpoint_id == EndpointTable.id) & run)
-        .outerjoin(NodeTable, NodeTable.id == ReplicaTable.node_id)
-        .group_by(EndpointTable.id)
-        .having((current != EndpointTable.desired) | (old > 0))
-        .order_by(EndpointTable.asked_at, EndpointTable.id)
-    )
-    return list((await session.execute(query)).scalars())
+    return list((await session.execute(_ASKEW)).scalars())
 
 
 async def is_unheard(session: AsyncSession, since: datetime) -> bool:
@@ -105,19 +121,13 @@ async def overdue(session: AsyncSession) -> list[tuple[UUID, UUID]]:
 
 async def picture(session: AsyncSession, ids: Sequence[UUID]) -> Picture:
     """What is to be done for the endpoints `ids`, and, where any of them lacks a replica, the fleet."""
-    current = (RevisionTable.endpoint_id == EndpointTable.id) & (RevisionTable.number == EndpointTable.revision)
-    query = (
-        select(EndpointTable, RevisionTable.spec, func.clock_timestamp())
-        .join(RevisionTable, current)
-        .where(EndpointTable.id.in_(ids))
-    )
-    found = list(await session.execute(query))
+    found = list(await session.execute(_ENDPOINTS, {"ids": list(ids)}))
     if not found:
         return Picture()
     moment = found[0][2]
     seen = Picture(moment.timestamp())
     rows = [(row, msgspec.convert(spec, RevisionSpec)) for row, spec, _ in found]
-    alive = await _alive(session, ids)
+    alive = await alive_replicas(session, list(ids))
     nodes = await everyone(session)
     left = {node.id: node.name for node in nodes if node.draining}
     for row, spec in rows:
@@ -198,14 +208,6 @@ def _want(
     )
 
 
-async def _alive(session: AsyncSession, ids: Sequence[UUID]) -> dict[UUID, list[ReplicaTable]]:
-    query = select(ReplicaTable).where(ReplicaTable.endpoint_id.in_(ids), ReplicaTable.status.not_in(ENDED))
-    found: dict[UUID, list[ReplicaTable]] = {endpoint_id: [] for endpoint_id in ids}
-    for row in (await session.execute(query.order_by(ReplicaTable.created_at))).scalars():
-        found[row.endpoint_id].append(row)
-    return found
-
-
 async def _cached(session: AsyncSession, artifacts: set[str]) -> dict[str, set[str]]:
     """Nodes that have run each artifact, and so have it."""
     digest = ReplicaTable.spec["artifact"].astext
@@ -218,13 +220,7 @@ async def _cached(session: AsyncSession, artifacts: set[str]) -> dict[str, set[s
 
 
 async def _read_fleet(session: AsyncSession, seen: Picture, there_are: list[NodeTable], moment: datetime) -> None:
-    query = (
-        select(ReplicaTable, EndpointTable)
-        .join(EndpointTable, EndpointTable.id == ReplicaTable.endpoint_id)
-        .where(ReplicaTable.status.not_in(ENDED))
-        .order_by(ReplicaTable.id)
-    )
-    there = [(replica, endpoint) for replica, endpoint in await session.execute(query)]
+    there = [(replica, endpoint) for replica, endpoint in await session.execute(_THERE)]
     work = await work_of(session, {endpoint.id for _, endpoint in there}, moment)
     above = _above_min([(replica, endpoint) for replica, endpoint in there])
     seen.residents = [

@@ -142,11 +142,19 @@ async def revoke_key(session: AsyncSession, tenant_id: UUID, key_id: UUID, *, by
     ring(session, *KEYS_CHANGED)
 
 
+_WORKING = (
+    select(KeyTable)
+    .where(
+        KeyTable.revoked_at.is_(None),
+        or_(KeyTable.expires_at.is_(None), KeyTable.expires_at > func.clock_timestamp()),
+    )
+    .order_by(KeyTable.created_at, KeyTable.id)
+)
+
+
 async def key_records(session: AsyncSession) -> list[KeyRecord]:
     """All keys that may work, of all tenants: what gateways, nodes and runners check against."""
-    alive = or_(KeyTable.expires_at.is_(None), KeyTable.expires_at > func.clock_timestamp())
-    query = select(KeyTable).where(KeyTable.revoked_at.is_(None), alive).order_by(KeyTable.created_at, KeyTable.id)
-    return [_to_record(row) for row in (await session.execute(query)).scalars()]
+    return [_to_record(row) for row in (await session.execute(_WORKING)).scalars()]
 
 
 def _to_record(row: KeyTable) -> KeyRecord:
