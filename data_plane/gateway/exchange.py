@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from data_plane.gateway.answers import Stream, Whole
 from data_plane.gateway.client_request import BodyTooLarge, Request
+from data_plane.gateway.meter import Meter
 from data_plane.router.http1 import Malformed
 from data_plane.router.lease import Lease
 from data_plane.wire.errors import ApiError, invalid
@@ -57,6 +58,8 @@ class Exchange:
     headers: dict[str, str] = field(default_factory=dict[str, str])
     response: Stream | None = None
     """The stream that has begun."""
+    meter: Meter | None = None
+    """Of its tokens, once it was let in."""
 
     @classmethod
     def begin(cls, request: Request) -> "Exchange":
