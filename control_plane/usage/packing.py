@@ -3,7 +3,7 @@ request. Pure."""
 
 import zlib
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import msgspec
 
@@ -19,7 +19,7 @@ def pack(rows: Sequence[UsageRow]) -> bytes:
     """The rows, by their time of arrival."""
     told = sorted(msgspec.structs.astuple(row) for row in rows)
     times, *others = zip(*told, strict=True) if told else ((),)
-    gaps = [times[0], *(later - before for before, later in zip(times, times[1:], strict=False))] if times else []
+    gaps = [times[0], *(later - before for before, later in pairwise(times))] if times else []
     columns = (gaps, *([int(value) for value in column] for column in others))
     return zlib.compress(msgspec.json.encode(columns), LEVEL)
 

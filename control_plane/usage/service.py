@@ -152,6 +152,7 @@ async def _first(session: AsyncSession, span: Span, by: By, times: list[datetime
     """By group, how many streams had their first token within each class of times."""
     at, names = _groups(by)
     classes = func.unnest(UsageHourTable.first).table_valued("streams", with_ordinality="n", name="classes")
+    classes = classes.render_derived()
     query = _within(select(at, *names, classes.c.n, func.sum(classes.c.streams)), span)
     query = query.select_from(UsageHourTable).join(classes, literal(True)).where(classes.c.streams > 0)
     if times:

@@ -71,7 +71,7 @@ class Meter:
         return math.ceil(self._relayed_bytes / EVENT_BYTES) if self._told is None else self._told[1]
 
     def counts(self) -> tuple[int, int, int]:
-        """Tokens so far: of the prompt, what was cached of it, of the answer. Of what gave no answer nothing is known."""
+        """Tokens so far: of the prompt, what was cached of it, of the answer. Without an answer nothing is known."""
         if self._told is not None:
             whole, completed, cached = self._told
             return whole - completed, cached, completed

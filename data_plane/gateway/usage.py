@@ -42,7 +42,7 @@ class UsageBook:
         self._num_rows = 0
         self._since = 0.0
         self._unsent: UsageBatch | None = None
-        self._boot = f"{random.getrandbits(64):016x}"  # noqa: S311 - a name, not a secret
+        self._boot = f"{random.getrandbits(64):016x}"
         self._number = 0
 
     def note(self, exchange: Exchange, endpoint_id: str, at: float, seconds: float) -> None:

@@ -10,8 +10,8 @@ import pytest
 from data_plane.gateway import request_log
 from data_plane.gateway.demand import Demand, DemandReporter
 from data_plane.gateway.exchange import Exchange
-from data_plane.gateway.usage import UsageBook
 from data_plane.gateway.request_log import RequestLog
+from data_plane.gateway.usage import UsageBook
 from data_plane.router.table import RouteTable
 from data_plane.wire.routes import DemandReport, EndpointRoute, GatewayState
 
