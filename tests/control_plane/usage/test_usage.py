@@ -12,6 +12,7 @@ from litestar.testing import AsyncTestClient
 from sqlalchemy import func, select, text, update
 
 from control_plane.db import lease
+from control_plane.db.bells import Bells
 from control_plane.db.loop import Leadership
 from control_plane.db.session import Database
 from control_plane.tenants.service import create_key, ensure_tenant
@@ -113,10 +114,14 @@ async def test_single_requests_come_in_blocks(client: Client, keys: TestKeys, en
     }
 
 
-async def test_nobody_sees_anothers(client: Client, keys: TestKeys, endpoint_id: str, database: Database) -> None:
+async def test_nobody_sees_anothers(
+    client: Client, keys: TestKeys, endpoint_id: str, database: Database, bells: Bells
+) -> None:
+    with bells.listen("keys") as listener:
+        async with database.transaction() as session:
+            _, key = await create_key(session, await ensure_tenant(session, "other"), name="admin", scopes=["admin"])
+        assert await listener.wait(5)
     await report(client, keys, endpoint_id, rows(1))
-    async with database.transaction() as session:
-        _, key = await create_key(session, await ensure_tenant(session, "other"), name="admin", scopes=["admin"])
     other = keys.headers(key)
     for path in ("/api/v1/usage", "/api/v1/usage/requests"):
         assert (await client.get(path, headers=other)).json()["items"] == []
