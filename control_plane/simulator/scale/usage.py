@@ -86,7 +86,8 @@ def recorded(told: Told, settings: FleetSettings) -> Recorded:
     names = sorted(seen.keys() | {name for name, each in by_name.items() if each["min"] > 0})
     devices = devices_of(told.nodes)
     assumed = _Assumed(told, settings, devices)
-    deployed = tuple(assumed.deployed(name, by_name.get(name)) for name in names)
+    known = {name: assumed.deployed(name, by_name[name]) for name in names if name in by_name}
+    deployed = tuple(known[name] if name in known else assumed.gone(name, known) for name in names)
     arrivals = sorted(
         (arrival for number, name in enumerate(names) for arrival in _arrivals(number, seen.get(name, []))),
         key=lambda one: one.at_s,
@@ -162,19 +163,31 @@ class _Assumed:
     def __init__(self, told: Told, settings: FleetSettings, devices: Sequence[DeviceView]) -> None:
         self.notes: list[str] = []
         self._settings = settings
+        self._devices = devices
         self._kind: DeviceKind = "cuda" if any(device.kind == "cuda" for device in devices) or not devices else "cpu"
         self._starts = _start_times(told.starts)
         self._speeds = {
             artifact["digest"]: artifact["speed"] or {} for model in told.models for artifact in model["artifacts"]
         }
 
-    def deployed(self, name: str, endpoint: Json | None) -> Deployed:
-        """The endpoint; None: there is none of that name any more."""
+    def gone(self, name: str, known: Mapping[str, Deployed]) -> Deployed:
+        """An endpoint that there is no more: of the known ones it is like the one of middling size."""
         start_s = self._start_s(name)
-        if endpoint is None:
-            self.notes.append(f"Endpoint '{name}' is gone: what the settings say is taken for what it was.")
-            settings = msgspec.structs.replace(self._settings, start_s=start_s)
-            return Deployed(settings, need_of(settings.memory_gb), 0, settings.concurrency, None, False)
+        if known:
+            order = sorted(known.items(), key=lambda each: each[1].settings.memory_gb)
+            like, other = order[len(order) // 2]
+            self.notes.append(f"Endpoint '{name}' is gone: it is taken for one like '{like}' that sleeps by itself.")
+            settings = msgspec.structs.replace(other.settings, start_s=start_s)
+            return Deployed(settings, other.need, 0, other.target, None, other.has_slo)
+        self.notes.append(f"Endpoint '{name}' is gone: what the settings say is taken for what it was.")
+        most_gb = max((device.usable_bytes / GB for device in self._devices), default=math.inf)
+        memory_gb = min(self._settings.memory_gb, most_gb)
+        settings = msgspec.structs.replace(self._settings, start_s=start_s, memory_gb=memory_gb)
+        return Deployed(settings, need_of(memory_gb), 0, settings.concurrency, None, False)
+
+    def deployed(self, name: str, endpoint: Json) -> Deployed:
+        """The endpoint as it stands."""
+        start_s = self._start_s(name)
         spec = msgspec.convert(endpoint["spec"], RevisionSpec)
         estimates: dict[DeviceKind, Estimate] = {"cpu": spec.estimate("cpu"), "cuda": spec.estimate("cuda")}
         kind: DeviceKind = "cpu" if spec.device == "cpu" else self._kind
