@@ -246,7 +246,7 @@ def _scale_row(one: "ScaleFigures") -> Sequence[object]:
         one.policy,
         f"{one.cold_share:.2%}",
         *(f"{s:.1f} s" if s >= 10 else f"{s:.2f} s" for s in (one.wait_p50_s, one.wait_p95_s, one.wait_p99_s)),
-        *(f"{hours:,.1f}" for hours in (one.memory_hours, one.replica_hours)),
+        *(f"{hours:,.1f}" if hours >= 10 else f"{hours:.3f}" for hours in (one.memory_hours, one.replica_hours)),
         f"{one.slo_attainment:.2%}",
         str(one.evictions),
     )

@@ -83,14 +83,15 @@ def compare_usage(asked: UsageComparison, on_progress: OnProgress) -> Compared[F
     starts = sorted(one.settings.start_s for one in found.trace.deployed)
     span = f"{starts[0]:.2f} s" if starts[0] == starts[-1] else f"{starts[0]:.2f} to {starts[-1]:.2f} s"
     fleet = (
-        f"its own {len(found.devices)} devices" if devices is not None else f"{asked.nodes} nodes as the settings say"
+        f"its own devices ({len(found.devices)})" if devices is not None else f"{asked.nodes} nodes as the settings say"
     )
     title = f"The platform's own usage: {_extent(found.trace)} on {fleet}; a start takes {span}"
     return Compared(figures, "\n".join((title, *found.notes)))
 
 
 def _extent(trace: Trace) -> str:
-    return f"{len(trace.arrivals):,} requests to {len(trace.endpoints)} endpoints in {trace.span_s / 3600:.1f} h"
+    span = f"{trace.span_s / 3600:.1f} h" if trace.span_s >= 3600 else f"{trace.span_s / 60:.1f} min"
+    return f"{len(trace.arrivals):,} requests to {len(trace.endpoints)} endpoints in {span}"
 
 
 def _replay(on: _Setting, policies: tuple[str, ...], on_progress: OnProgress) -> list[Figures]:

@@ -64,6 +64,10 @@ class _Seen:
     count: int
     prompt: float
     completion: float
+    first_s: float | None = None
+    """To the first token, of a stream that found a replica."""
+    token_s: float | None = None
+    """Each token after it."""
 
 
 def recorded(told: Told, settings: FleetSettings) -> Recorded:
@@ -85,7 +89,7 @@ def recorded(told: Told, settings: FleetSettings) -> Recorded:
     # one that always has replicas holds their memory, whether anyone asks it or not
     names = sorted(seen.keys() | {name for name, each in by_name.items() if each["min"] > 0})
     devices = devices_of(told.nodes)
-    assumed = _Assumed(told, settings, devices)
+    assumed = _Assumed(told, settings, devices, seen)
     known = {name: assumed.deployed(name, by_name[name]) for name in names if name in by_name}
     deployed = tuple(known[name] if name in known else assumed.gone(name, known) for name in names)
     arrivals = sorted(
@@ -105,9 +109,8 @@ def recorded(told: Told, settings: FleetSettings) -> Recorded:
 
 def _requests(told: Told) -> dict[str, list[_Seen]]:
     """By endpoint, those that wanted work: what was refused for its own faults moved nothing."""
-    at, ending, count, prompt, cached, completion = (
-        told.columns.index(name) for name in ("at_ms", "ending", "count", "prompt", "cached", "completion")
-    )
+    names = ("at_ms", "ending", "count", "prompt", "cached", "completion", "first_ms", "ms", "is_cold")
+    at, ending, count, prompt, cached, completion, first, whole, cold = map(told.columns.index, names)
     seen: dict[str, list[_Seen]] = {}
     for block in told.blocks:
         for row in cast("list[list[int]]", block["requests"]):
@@ -117,6 +120,10 @@ def _requests(told: Told) -> dict[str, list[_Seen]]:
             # what was found in a cache was not computed
             read = max(0, row[prompt] - row[cached]) or min(1, row[prompt])
             kept = _Seen(row[at] / 1000, each, read / each, row[completion] / each)
+            if told.endings[row[ending]] == "ok" and row[first] > 0 and not row[cold]:
+                kept.first_s = row[first] / each / 1000
+                if row[completion] > each:
+                    kept.token_s = (row[whole] - row[first]) / (row[completion] - each) / 1000
             seen.setdefault(block["endpoint"], []).append(kept)
     return seen
 
@@ -160,8 +167,11 @@ def devices_of(nodes: Sequence[Json]) -> tuple[DeviceView, ...]:
 class _Assumed:
     """Makes of what is told of an endpoint how it stands, and notes what had to be assumed."""
 
-    def __init__(self, told: Told, settings: FleetSettings, devices: Sequence[DeviceView]) -> None:
+    def __init__(
+        self, told: Told, settings: FleetSettings, devices: Sequence[DeviceView], seen: Mapping[str, list[_Seen]]
+    ) -> None:
         self.notes: list[str] = []
+        self._seen = seen
         self._settings = settings
         self._devices = devices
         self._kind: DeviceKind = "cuda" if any(device.kind == "cuda" for device in devices) or not devices else "cpu"
@@ -175,7 +185,7 @@ class _Assumed:
         start_s = self._start_s(name)
         if known:
             order = sorted(known.items(), key=lambda each: each[1].settings.memory_gb)
-            like, other = order[len(order) // 2]
+            like, other = order[(len(order) - 1) // 2]
             self.notes.append(f"Endpoint '{name}' is gone: it is taken for one like '{like}' that sleeps by itself.")
             settings = msgspec.structs.replace(other.settings, start_s=start_s)
             return Deployed(settings, other.need, 0, other.target, None, other.has_slo)
@@ -222,12 +232,12 @@ class _Assumed:
         return start_s
 
     def _at_speed(self, name: str, spec: RevisionSpec) -> FleetSettings:
-        """The settings with the speed that the artifact was measured to have."""
-        speed: Mapping[str, float] = self._speeds.get(spec.artifact, {})
+        """The settings with the speed that the artifact was measured to have; else that which its requests saw."""
+        speed: Mapping[str, float] = self._speeds.get(spec.artifact) or _seen_speed(self._seen.get(name, []))
         prefill, alone = speed.get("prefill_tps") or 0.0, speed.get("decode_1_tps") or 0.0
         base = self._settings
         if prefill <= 0.0 or alone <= 0.0:
-            self.notes.append(f"The speed of '{name}' was not measured: the settings' is taken.")
+            self.notes.append(f"The speed of '{name}' is not known: the settings' is taken.")
             return msgspec.structs.replace(base, step_tokens=max(base.step_tokens, 2 * spec.concurrency))
         # a step with one token takes 1/alone, one that is full is as fast as prompts are read
         step_tokens = max(base.step_tokens, 2 * spec.concurrency, math.ceil(2 * prefill / alone))
@@ -239,6 +249,18 @@ class _Assumed:
             step_s=step_s,
             step_tokens=step_tokens,
         )
+
+
+def _seen_speed(rows: Sequence[_Seen]) -> dict[str, float]:
+    """Tokens a second of prompts and of an answer alone, as the quickest fifth of an endpoint's streams had them; empty
+    where there are too few. The rest of a first token's time is taken to belong to its prompt."""
+    prompts = sorted(row.first_s / row.prompt for row in rows if row.first_s and row.prompt > 0)
+    tokens = sorted(row.token_s for row in rows if row.token_s)
+    if min(len(prompts), len(tokens)) < LEAST_REQUESTS:
+        return {}
+    alone = 1 / tokens[len(tokens) // 5]
+    # reading takes no longer than writing
+    return {"prefill_tps": max(2 * alone, 1 / prompts[len(prompts) // 5]), "decode_1_tps": alone}
 
 
 def _start_times(starts: Sequence[Json]) -> dict[str, list[float]]:

@@ -80,19 +80,23 @@ def test_what_is_not_known_is_assumed_and_told() -> None:
     blocks = [
         {"endpoint": "gone", "requests": [row(60.0 * at) for at in range(10)]},
         {"endpoint": "chat", "requests": HOURLY},
+        {"endpoint": "few", "requests": HOURLY[:5]},
     ]
-    found = recorded(told([], blocks=blocks, starts=[], models=[]), SETTINGS)
-    chat, gone = found.trace.deployed
+    both = [endpoint(), endpoint("few")]
+    found = recorded(told([], blocks=blocks, endpoints=both, starts=[], models=[]), SETTINGS)
+    chat, few, gone = found.trace.deployed
     assert chat.settings.start_s == gone.settings.start_s == SETTINGS.start_s
+    assert chat.settings.decode_per_s(1) == pytest.approx(29 / 0.81), "what its requests saw"
+    assert few.settings.prefill_tokens_per_s == SETTINGS.prefill_tokens_per_s
     assert gone.need == chat.need and gone.idle_s is None
     text = " ".join(found.notes)
     for part in (
         "'gone' is gone: it is taken for one like 'chat'",
         "No start of 'chat'",
-        "The speed of 'chat' was not measured",
+        "The speed of 'few' is not known",
     ):
         assert part in text
-    assert len(played(found, "as-deployed").waits) == 40
+    assert len(played(found, "as-deployed").waits) == 45
     alone = recorded(told([], blocks=blocks[:1], endpoints=[]), SETTINGS)
     assert len(played(alone, "as-deployed").waits) == 10, "it fits, whatever the settings say"
 
