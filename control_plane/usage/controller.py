@@ -19,6 +19,7 @@ from control_plane.usage.service import By, Span
 MAX_ID = 2**63 - 1
 MOST_GROUPS = 5000
 MOST_BLOCKS = 1000
+FIRST_YEAR, LAST_YEAR = 1970, 2999
 WEEK = timedelta(days=7)
 
 Name = Annotated[str | None, QueryParameter(max_length=200)]
@@ -72,7 +73,7 @@ async def _span(
     session: AsyncSession, tenant_id: UUID, endpoint: str | None, since: datetime | None, until: datetime | None
 ) -> Span:
     now = await db_now(session)
-    since, until = (None if each is None else _with_zone(each) for each in (since, until))
+    since, until = _moment(since, "since"), _moment(until, "until")
     until = until or now + timedelta(hours=1)
     since = since or min(now, until) - WEEK
     if since >= until:
@@ -80,14 +81,19 @@ async def _span(
     return Span(tenant_id, endpoint, since, until)
 
 
-def _with_zone(moment: datetime) -> datetime:
+def _moment(moment: datetime | None, param: str) -> datetime | None:
+    """With a zone, by default UTC. Raises Invalid for years that arithmetic leads out of what there is."""
+    if moment is None:
+        return None
+    if not FIRST_YEAR <= moment.year <= LAST_YEAR:
+        raise Invalid(f"'{param}' must lie between the years {FIRST_YEAR} and {LAST_YEAR}, not {moment.year}.", param)
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def _cursor(after: str, by: By) -> tuple[datetime, str]:
     moment, slash, endpoint = after.partition("/")
     try:
-        at = _with_zone(datetime.fromisoformat(moment))
+        at = _moment(datetime.fromisoformat(moment), "after")
     except ValueError:
         at = None
     if at is None or not slash or by not in ("hour", "day"):

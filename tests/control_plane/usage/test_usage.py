@@ -153,6 +153,8 @@ async def test_bad_questions_are_refused(client: Client) -> None:
         ({"by": "week"}, "by"),
         ({"limit": 0}, "limit"),
         ({"since": "soon"}, "since"),
+        ({"since": "0001-01-01T00:00:00+14:00"}, "since"),
+        ({"until": "9999-12-31T23:59:59-12:00"}, "until"),
         ({"since": "2026-01-02T00:00:00Z", "until": "2026-01-01T00:00:00Z"}, "since"),
         ({"after": "yesterday"}, "after"),
         ({"after": "2026-01-01T00:00:00Z/chat", "by": "key"}, "after"),
