@@ -4,11 +4,11 @@ which whoever calls it knows."""
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Select, delete, func, literal, literal_column, select, tuple_
+from sqlalchemy import Select, delete, func, inspect, literal, literal_column, select, tuple_
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -128,7 +128,8 @@ async def sums(
     key there is no time to go on from."""
     at, names = _groups(by)
     keyed = [literal_column("at_"), UsageHourTable.endpoint]
-    query = _within(select(at, *names, *(func.sum(getattr(UsageHourTable, name)) for name in SUMMED)), span)
+    columns: list[Any] = [at, *names, *(func.sum(getattr(UsageHourTable, name)) for name in SUMMED)]
+    query = _within(_select(columns), span)
     if after is not None and by in ("hour", "day"):
         query = query.where(tuple_(at.element, UsageHourTable.endpoint) > tuple_(literal(after[0]), literal(after[1])))
     ordered = query.group_by(literal_column("at_"), *names).order_by(*keyed, *names[1:]).limit(limit)
@@ -142,10 +143,20 @@ async def sums(
             row[0],
             row[1],
             row[2] if by == "key" else None,
-            Sums(*(int(value) for value in row[width:]), first.get(row[:width], [])),
+            _sums(row[width:], first.get(row[:width], [])),
         )
         for row in found
     ]
+
+
+def _select(columns: list[Any]) -> Select[Any]:
+    """So many columns that their types are nobody's help."""
+    return cast("Select[Any]", select(*columns))
+
+
+def _sums(values: Sequence[Any], first: list[int]) -> Sums:
+    facts: dict[str, Any] = {name: int(value) for name, value in zip(SUMMED, values, strict=True)}
+    return Sums(**facts, first=first)
 
 
 async def _first(session: AsyncSession, span: Span, by: By, times: list[datetime]) -> dict[tuple[Any, ...], list[int]]:
@@ -153,13 +164,14 @@ async def _first(session: AsyncSession, span: Span, by: By, times: list[datetime
     at, names = _groups(by)
     classes = func.unnest(UsageHourTable.first).table_valued("streams", with_ordinality="n", name="classes")
     classes = classes.render_derived()
-    query = _within(select(at, *names, classes.c.n, func.sum(classes.c.streams)), span)
+    query = _within(_select([at, *names, classes.c.n, func.sum(classes.c.streams)]), span)
     query = query.select_from(UsageHourTable).join(classes, literal(True)).where(classes.c.streams > 0)
     if times:
         query = query.where(at.element >= min(times), at.element <= max(times))
     query = query.group_by(literal_column("at_"), *names, classes.c.n)
     counts: dict[tuple[Any, ...], list[int]] = {}
-    for *group, number, streams in await session.execute(query):
+    for found in await session.execute(query):
+        *group, number, streams = tuple(found)
         row = counts.setdefault(tuple(group), [])
         row += [0] * (number - len(row))
         row[number - 1] = int(streams)
@@ -204,7 +216,7 @@ async def purge(session: AsyncSession, days: int, most: int) -> int:
     old = func.clock_timestamp() - timedelta(days=days)
     deleted = 0
     for table, column in ((UsageBlockTable, UsageBlockTable.last_at), (UsageHourTable, UsageHourTable.hour)):
-        keys = list(table.__table__.primary_key.columns)
+        keys: list[Any] = list(inspect(table).primary_key)
         # whoever holds a row keeps it: the next round gets it
         oldest = select(*keys).where(column < old).order_by(column).limit(most).with_for_update(skip_locked=True)
         result: Any = await session.execute(
