@@ -34,10 +34,10 @@ def test_what_is_packed_is_unpacked_in_order_of_time(rows: list[UsageRow]) -> No
 
 def test_a_request_takes_some_bytes() -> None:
     chance = random.Random(1)
-    rows = [
-        UsageRow(1_700_000_000_000 + at * 100, 0, False, 1, *(chance.randrange(2000) for _ in range(2)), 900, 500, 120)
-        for at in range(100)
-    ]
+    rows: list[UsageRow] = []
+    for at in range(100):
+        first_ms, ms = chance.randrange(2000), chance.randrange(2000)
+        rows.append(UsageRow(1_700_000_000_000 + at * 100, 0, False, 1, first_ms, ms, 900, 500, 120))
     assert len(pack(rows)) < 20 * 100
 
 

@@ -36,18 +36,19 @@ async def endpoint_id(client: Client, database: Database, tenant_id: UUID) -> st
     return answer.json()["id"]
 
 
-def rows(*ages_s: float, **fields: int) -> list[UsageRow]:
+def rows(*ages_s: float, is_cold: bool = False, **fields: int) -> list[UsageRow]:
     """Requests that came so long ago."""
     now = int(time.time() * 1000)
-    facts = {"ending": 0, "is_cold": 0, "count": 1, "first_ms": 100, "ms": 400, "prompt": 50, "cached": 16, **fields}
-    return [UsageRow(now - int(age * 1000), **{"completion": 20, **facts}) for age in ages_s]
+    facts = {"ending": 0, "count": 1, "first_ms": 100, "ms": 400, "prompt": 50, "cached": 16, **fields}
+    facts = {"completion": 20, **facts}
+    return [UsageRow(now - int(age * 1000), is_cold=is_cold, **facts) for age in ages_s]
 
 
 async def report(
     client: Client, keys: TestKeys, endpoint_id: str, told: list[UsageRow], number: int = 1, **changes: Any
 ) -> None:
-    facts = {"boot": "b1", "number": number, "endpoints": [EndpointUsage(endpoint_id, "key-1", told)]}
-    batch = UsageBatch(**{**facts, **changes})
+    batch = UsageBatch("b1", number, [EndpointUsage(endpoint_id, "key-1", told)])
+    batch = msgspec.structs.replace(batch, **changes)
     body = msgspec.json.encode(DemandReport("gateway", (), usage=batch))
     answer = await client.post("/internal/v1/gateway/demand", content=body, headers=keys.headers(keys.node))
     assert answer.status_code == 204, answer.text
@@ -60,7 +61,7 @@ async def usage(client: Client, **params: Any) -> list[dict[str, Any]]:
 
 
 async def test_a_batch_that_comes_again_counts_once(client: Client, keys: TestKeys, endpoint_id: str) -> None:
-    told = [*rows(1, 2), *rows(3, ending=1, first_ms=-1), *rows(4, ending=2, is_cold=1, first_ms=-1)]
+    told = [*rows(1, 2), *rows(3, ending=1, first_ms=-1), *rows(4, ending=2, is_cold=True, first_ms=-1)]
     for number in (1, 1, 2, 1):
         await report(client, keys, endpoint_id, told, number)
     await report(client, keys, endpoint_id, told, 1, boot="b2")
