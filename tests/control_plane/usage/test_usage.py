@@ -15,6 +15,7 @@ from control_plane.db import lease
 from control_plane.db.bells import Bells
 from control_plane.db.loop import Leadership
 from control_plane.db.session import Database
+from control_plane.settings import SettingsError, read
 from control_plane.tenants.service import create_key, ensure_tenant
 from control_plane.usage.loop import PAUSE_S, UsageLoop
 from control_plane.usage.tables import UsageBlockTable, UsageHourTable
@@ -189,3 +190,13 @@ async def test_the_old_is_deleted_a_little_at_a_time(
             for table in (UsageBlockTable, UsageHourTable)
         ]
     assert counts == [2, 0]
+
+
+def test_how_long_it_is_kept_is_a_setting() -> None:
+    def days(text: str) -> int:
+        return read("ebb", [], {"EBB_DATABASE_URL": "postgresql://h/n", "EBB_USAGE_DAYS": text}).usage_days
+
+    assert (days(""), days("400")) == (30, 400)
+    for text in ("0", "-1", "1.5", "forever", "99999", "٣"):
+        with pytest.raises(SettingsError, match="number of days from 1 to 3660"):
+            days(text)
