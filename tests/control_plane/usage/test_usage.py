@@ -197,6 +197,6 @@ def test_how_long_it_is_kept_is_a_setting() -> None:
         return read("ebb", [], {"EBB_DATABASE_URL": "postgresql://h/n", "EBB_USAGE_DAYS": text}).usage_days
 
     assert (days(""), days("400")) == (30, 400)
-    for text in ("0", "-1", "1.5", "forever", "99999", "٣"):
+    for given in ("0", "-1", "1.5", "forever", "99999", "٣"):
         with pytest.raises(SettingsError, match="number of days from 1 to 3660"):
-            days(text)
+            days(given)
