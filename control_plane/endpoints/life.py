@@ -78,7 +78,8 @@ async def peek(session: AsyncSession, endpoint_id: UUID) -> Held | None:
 async def _with_replicas(session: AsyncSession, endpoint: EndpointTable | None) -> Held | None:
     if endpoint is None:
         return None
-    found = list(await session.execute(_NOW_WITH_REPLICAS, {"id": endpoint.id}))
+    rows = await session.execute(_NOW_WITH_REPLICAS, {"id": endpoint.id})
+    found: list[tuple[datetime, ReplicaTable | None]] = [(now, replica) for now, replica in rows]
     return Held(endpoint, [replica for _, replica in found if replica is not None], found[0][0])
 
 
