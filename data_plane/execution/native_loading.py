@@ -1,5 +1,6 @@
 """From an artifact's folder to an executor of the native CPU decoder. Imports no torch: that is most of a start."""
 
+import hashlib
 import mmap
 import os
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data_plane.execution.cache_plan import free_cpu_bytes
-from data_plane.execution.loaded import Loaded, LoadOptions, size_engine
+from data_plane.execution.loaded import BLOCK_SIZE, Loaded, LoadOptions, size_engine
 from data_plane.execution.native_model import ArtifactSource, Source, fits, read_weights
 from data_plane.execution.native_runner import NativeRunner
 from data_plane.execution.overlapping import OverlappingRunner
@@ -16,8 +17,8 @@ from data_plane.execution.warm_up import touch
 from data_plane.weights.errors import ArtifactError
 from data_plane.weights.layout import DTYPE_BYTES, ModelConfig
 from data_plane.weights.mapped import open_mapped
-from kernels.cpu.decoder import Decoder, Shape
-from kernels.cpu.library import backend_name
+from kernels.cpu.decoder import Array, Decoder, Shape
+from kernels.cpu.library import backend_name, library_digest
 
 DTYPES = ("auto", "bfloat16", "float32")
 """Sums are float32 in any case: the dtype says how keys and values are kept, and `auto` is bfloat16."""
@@ -79,5 +80,16 @@ def build(config: ModelConfig, source: Source, options: LoadOptions, backend: st
     pages = mmap.mmap(-1, engine.num_blocks * engine.block_size * bytes_per_token)
     kv = np.frombuffer(pages, dtype=np.uint8)
     decoder = Decoder(shape, weights, kv=kv, threads=threads, backend=backend)
-    runner = OverlappingRunner(decoder, pages) if options.overlaps else NativeRunner(decoder, pages)
-    return Loaded(runner, engine, config, f"native {backend or backend_name()}, {threads} threads")
+    path = f"native {backend or backend_name()}, {threads} threads"
+    made = OverlappingRunner if options.overlaps else NativeRunner
+    blocks = kv.reshape(config.num_layers, engine.num_blocks, -1)
+    runner = made(decoder, pages, blocks, _form(config, kv_dtype, weights.inv_freq, path))
+    return Loaded(runner, engine, config, path)
+
+
+def _form(config: ModelConfig, kv_dtype: str, inv_freq: Array, path: str) -> str:
+    # numpy's powers give the frequencies, and may give other last bits in another version of it
+    turns = hashlib.sha256(inv_freq.tobytes()).hexdigest()[:16]
+    kernels = library_digest()[:16]
+    shape = f"{config.num_layers}x{config.num_kv_heads}x{config.head_dim}x{BLOCK_SIZE}"
+    return f"{path}, kernels {kernels}, {shape} {kv_dtype}, frequencies {turns}"
