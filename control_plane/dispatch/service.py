@@ -2,6 +2,7 @@
 wanted or where another could go."""
 
 import hashlib
+from datetime import timedelta
 from uuid import UUID
 
 import msgspec
@@ -33,6 +34,9 @@ from data_plane.wire.fleet import (
 )
 from data_plane.wire.peers import peer_token
 
+GONE_DAYS = 8
+"""A node deletes what it kept of an endpoint after a week by itself."""
+MOST_GONE = 1000
 PHASE_REASONS: dict[ReplicaPhase, str] = {
     "starting": "The node starts its runner.",
     "loading": "The runner loads its weights.",
@@ -66,8 +70,16 @@ async def desired_state(session: AsyncSession, node_id: UUID, terms: LeaseTerms,
         Peer(str(other.id), other.name, other.agent_url, peer_token(other.agent_token, str(node_id)))
         for other in await nodes.others(session, node)
     )
-    told = (replicas, keys, peers, terms.lease_s)
+    told = (replicas, keys, peers, terms.lease_s, await _gone(session))
     return DesiredState(hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:24], *told)
+
+
+async def _gone(session: AsyncSession) -> tuple[str, ...]:
+    """The endpoints that were removed lately, the last ones first."""
+    lately = func.now() - timedelta(days=GONE_DAYS)
+    removed = EndpointTable.deleted_at
+    query = select(EndpointTable.id).where(removed > lately).order_by(removed.desc(), EndpointTable.id).limit(MOST_GONE)
+    return tuple(str(gone) for gone in await session.scalars(query))
 
 
 class ReportOrder:

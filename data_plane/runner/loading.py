@@ -15,6 +15,7 @@ from data_plane.engine.config import EngineConfig
 from data_plane.engine.engine import Engine, Executor
 from data_plane.runner.chat_template import ChatTemplate
 from data_plane.runner.engine_loop import EngineLoop
+from data_plane.runner.keeping import Keeping
 from data_plane.runner.metrics import Metrics
 from data_plane.runner.served import ServedModel
 from data_plane.runner.tokenizer import Tokenizer
@@ -71,11 +72,16 @@ def serve(
     tokenizer: Tokenizer,
     on_dead: Callable[[], None],
     template: ChatTemplate | None = None,
+    keeping: Keeping | None = None,
 ) -> ServedModel:
     """Wires engine, tokenizer and metrics together. The engine's thread is started by the caller's event loop.
-    `template`: the tokenizer's, where it is there already."""
+    `template`: the tokenizer's, where it is there already. `keeping`: has what the engine goes on from."""
     metrics = Metrics(spec.endpoint)
-    engine = EngineLoop(Engine(config, executor), on_step=metrics.step, on_dead=on_dead)
+    made = Engine(config, executor, secret=None if keeping is None else keeping.secret)
+    engine = EngineLoop(made, on_step=metrics.step, on_dead=on_dead)
+    if keeping is not None:
+        keeping.use(made)
+        engine.tell_of_shelf()
     metrics.watch(lambda: engine.stats)
     return ServedModel(
         name=spec.endpoint,
