@@ -105,16 +105,6 @@ def parse(arguments: list[str], environment: dict[str, str]) -> Settings:
         memory_bytes = devices.parse_size(options.memory) if options.memory else 0
     except ValueError as error:
         parser.error(f"--memory (EBB_NODE_MEMORY): {error}")
-    snapshot_bytes, snapshots_bytes = _snapshot_limits(parser, environment)
-    runner = RunnerSettings(
-        command=tuple(shlex.split(options.runner_command)),
-        stall_s=options.stall_s,
-        drain_s=options.drain_s,
-        grace_s=options.grace_s,
-        standby=options.standby,
-        snapshot_bytes=snapshot_bytes,
-        snapshots_bytes=snapshots_bytes,
-    )
     return Settings(
         control=options.control,
         key=key,
@@ -122,15 +112,17 @@ def parse(arguments: list[str], environment: dict[str, str]) -> Settings:
         name=options.name,
         host=options.host,
         port=options.port,
-        runner=runner,
+        runner=_runner_settings(parser, options, environment),
         stop_runners_on_exit=options.stop_runners_on_exit,
         membership=membership,
         memory_bytes=memory_bytes,
     )
 
 
-def _snapshot_limits(parser: argparse.ArgumentParser, environment: dict[str, str]) -> tuple[int, int]:
-    """Bytes of one file of kept KV blocks, and of all; exits with a sentence for what is no number."""
+def _runner_settings(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, environment: dict[str, str]
+) -> RunnerSettings:
+    """How runners are started; exits with a sentence for an amount that is no number."""
     defaults = RunnerSettings()
     limits: list[int] = []
     for name, default in ((SNAPSHOT_MB, defaults.snapshot_bytes), (SNAPSHOTS_MB, defaults.snapshots_bytes)):
@@ -138,7 +130,15 @@ def _snapshot_limits(parser: argparse.ArgumentParser, environment: dict[str, str
         if not (text.isascii() and text.isdigit() and len(text) < 10):
             parser.error(f"{name} is {text[:40]!r}; it must be a whole number of MiB, 0 for none.")
         limits.append(int(text) << 20)
-    return limits[0], limits[1]
+    return RunnerSettings(
+        command=tuple(shlex.split(options.runner_command)),
+        stall_s=options.stall_s,
+        drain_s=options.drain_s,
+        grace_s=options.grace_s,
+        standby=options.standby,
+        snapshot_bytes=limits[0],
+        snapshots_bytes=limits[1],
+    )
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:

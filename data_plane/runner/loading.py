@@ -7,6 +7,7 @@ import contextvars
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jinja2
 import structlog
@@ -21,13 +22,19 @@ from data_plane.runner.served import ServedModel
 from data_plane.runner.tokenizer import Tokenizer
 from data_plane.wire.fleet import RunnerSpec, StartFailure
 
+if TYPE_CHECKING:
+    from data_plane.execution import Opened
+
 log = structlog.get_logger()
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 
 
-def load_executor(spec: RunnerSpec, on_phase: Callable[[str], None]) -> tuple[Executor, EngineConfig]:
-    """The model on its device, warmed up. `on_phase` hears `imported`, then what the loader tells (`warming`)."""
+def load_executor(
+    spec: RunnerSpec, on_phase: Callable[[str], None], ahead: "Opened | None" = None
+) -> tuple[Executor, EngineConfig]:
+    """The model on its device, warmed up. `on_phase` hears `imported`, then what the loader tells (`warming`).
+    `ahead`: its artifact, where it was opened before."""
     from data_plane.execution import LoadOptions, load
 
     on_phase("imported")
@@ -41,7 +48,7 @@ def load_executor(spec: RunnerSpec, on_phase: Callable[[str], None]) -> tuple[Ex
         kv_cache_bytes=wanted.kv_cache_bytes,
         threads=wanted.threads,
     )
-    loaded = load(Path(spec.artifact_dir), options, on_phase)
+    loaded = load(Path(spec.artifact_dir), options, on_phase, ahead)
     return loaded.executor, loaded.config
 
 

@@ -120,7 +120,8 @@ class Runner:
             try:
                 check_artifact(self.spec)
                 tokenizer, template = self._open_text()
-                result = (*load_executor(self.spec, self._on_phase), tokenizer, template)
+                ahead = self._prepared.take_artifact(Path(self.spec.artifact_dir))
+                result = (*load_executor(self.spec, self._on_phase, ahead), tokenizer, template)
             except BaseException as error:  # noqa: BLE001  it is raised again in the event loop's thread
                 self._loop.call_soon_threadsafe(loaded.set_exception, error)
             else:
