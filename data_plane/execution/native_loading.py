@@ -11,7 +11,7 @@ import numpy as np
 from data_plane.execution.cache_plan import free_cpu_bytes
 from data_plane.execution.loaded import BLOCK_SIZE, Loaded, LoadOptions, size_engine
 from data_plane.execution.native_model import ArtifactSource, Source, fits, read_weights
-from data_plane.execution.native_opening import Opened
+from data_plane.execution.native_opening import Opened, populate
 from data_plane.execution.native_runner import NativeRunner
 from data_plane.execution.overlapping import OverlappingRunner
 from data_plane.execution.warm_up import touch
@@ -49,7 +49,9 @@ def load(
     on_phase("mapped")
     loaded = build(artifact.config, ArtifactSource(artifact), options, weights=weights)
     on_phase("warming")
-    touch(loaded.executor)
+    # with the pages there and the code in memory a step would warm nothing, and last as long as a step
+    if weights is None or not populate(artifact):
+        touch(loaded.executor)
     return loaded
 
 

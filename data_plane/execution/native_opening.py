@@ -3,7 +3,6 @@
 Reads no values: where they are quantized the weights are views of the file. Knows nothing of devices or KV caches.
 """
 
-import contextlib
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +50,20 @@ def open_ahead(folder: Path) -> Opened | None:
         return None
     matrices = (form for name, form in artifact.forms.items() if _is_matrix(artifact, name))
     weights = None if "plain" in matrices else read_weights(artifact.config, ArtifactSource(artifact), 1)
-    if len(artifact.data) <= POPULATE_BYTES:
-        # an older kernel says that it does not know this, and the pages are entered as they are read
-        with contextlib.suppress(OSError):
-            artifact.data.madvise(_POPULATE_READ)
+    populate(artifact)
     return Opened(artifact, weights, stamp)
+
+
+def populate(artifact: MappedArtifact) -> bool:
+    """Enters all pages of the file in this process's tables, and says whether it did: for a large file, or under an
+    older kernel, they are entered as they are read."""
+    if len(artifact.data) > POPULATE_BYTES:
+        return False
+    try:
+        artifact.data.madvise(_POPULATE_READ)
+    except OSError:
+        return False
+    return True
 
 
 def _is_matrix(artifact: MappedArtifact, name: str) -> bool:
