@@ -1,11 +1,12 @@
 """Blocks on a shelf: found by the very rules of the cache, copied in for whoever begins like them, and no others."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_plane.engine.batch import Batch, Sampled
 from data_plane.engine.config import EngineConfig
 from data_plane.engine.engine import Engine
 from data_plane.engine.sampling import SamplingParams
@@ -49,11 +50,11 @@ class Lying:
         return self.content[name]
 
 
-def engine_of(shelf: Shelf | None = None, num_blocks: int = 32) -> Engine:
+def engine_of(shelf: Shelf | None = None, num_blocks: int = 32, made: type[CopyingMemory] = CopyingMemory) -> Engine:
     config = EngineConfig(
         max_model_len=64, max_num_seqs=3, max_num_batched_tokens=16, block_size=SIZE, num_blocks=num_blocks
     )
-    executor = CopyingMemory(num_blocks, SIZE)
+    executor = made(num_blocks, SIZE)
     engine = Engine(config, executor, clock=executor.clock, secret=shelf.secret if shelf else b"first")
     engine.use_shelf(shelf)
     return engine
@@ -183,3 +184,40 @@ def test_answers_are_those_of_an_engine_without_a_shelf(
             if kept.name not in shelf.content:
                 assert before is not None, "what is in no cache lay on the shelf before"
                 shelf.content[kept.name] = before.content[kept.name]
+
+
+class Overlapped(CopyingMemory):
+    """Has the host's work done before it computes, and refuses to be written to meanwhile."""
+
+    is_busy = False
+
+    def run_while(self, batch: Batch, work: Callable[[], None]) -> list[Sampled]:
+        self.is_busy = True
+        work()
+        results = self.run(batch)
+        self.is_busy = False
+        return results
+
+    def copy_in(self, block: int, content: bytes) -> None:
+        assert not self.is_busy, "a batch may still write to a block that is free by now"
+        super().copy_in(block, content)
+
+
+def test_who_comes_while_a_batch_runs_gets_its_blocks_after_it() -> None:
+    first = engine_of()
+    answer, _ = ask(first, PROMPT)
+    engine = engine_of(Lying(first), made=Overlapped)
+    params = SamplingParams(max_tokens=3, seed=1, ignore_eos=True)
+    engine.add("other", [5, 6], SamplingParams(max_tokens=6, seed=2, ignore_eos=True))
+
+    def arrive() -> None:
+        if engine.stats().steps == 2:
+            engine.abort("other")
+            engine.add("asked", PROMPT, params)
+
+    told: list[int | None] = []
+    while engine.has_work:
+        outputs = engine.step(arrive)
+        told += [output.token_id for output in outputs if output.request_id == "asked"]
+        engine.check()
+    assert told == answer and engine.restored_blocks == 5

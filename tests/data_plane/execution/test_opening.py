@@ -1,6 +1,7 @@
 """An artifact that was opened before its start: used as it is, and only while it is what it was."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from data_plane.execution import Loaded, LoadOptions, load, native_loading, open
 from data_plane.weights.artifact import Origin, draft, write_artifact
 from data_plane.weights.encode import quantized_contents
 from data_plane.weights.errors import ArtifactError
+from data_plane.weights.layout import ModelConfig
 from data_plane.weights.source_model import SourceModel, TokenizerFiles
 from kernels.cpu.library import backend_name
 from tests.data_plane.models.tiny import FAMILIES, make_tiny
@@ -74,5 +76,9 @@ def test_what_cannot_be_served_is_not_opened(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ArtifactError):
         open_ahead(folder)
     odd = write(tmp_path / "odd", monkeypatch, "int8")
-    monkeypatch.setattr("data_plane.execution.native_opening.fits", lambda config, forms: False)
+
+    def fits(_config: ModelConfig, _forms: Mapping[str, str]) -> bool:
+        return False
+
+    monkeypatch.setattr("data_plane.execution.native_opening.fits", fits)
     assert open_ahead(odd) is None

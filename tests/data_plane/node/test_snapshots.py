@@ -20,7 +20,8 @@ def wanted(endpoint_id: str = "e1", artifact: str = DIGEST) -> DesiredReplica:
 def make(folder: Path, name: str, size: int, age_s: float) -> Path:
     path = folder / name
     path.write_bytes(b"x" * size)
-    os.utime(path, (time.time() - age_s,) * 2)
+    used_at = time.time() - age_s
+    os.utime(path, (used_at, used_at))
     return path
 
 

@@ -49,20 +49,20 @@ def test_what_comes_after_a_block_that_cannot_be_had_is_left_out(tmp_path: Path)
     opened.close()
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda raw: b"",
-        lambda raw: raw[:10],
-        lambda raw: raw[:-1],
-        lambda raw: raw[1:],
-        lambda raw: raw[:500] + raw[700:],
-        lambda raw: raw[:-1] + b"2",
-        lambda raw: raw[:1010] + bytes([raw[1010] ^ 1]) + raw[1011:],
-        lambda raw: raw + raw[-20:],
-        lambda raw: os.urandom(len(raw)),
-    ],
-)  # fmt: skip
+DAMAGES: list[Callable[[bytes], bytes]] = [
+    lambda raw: b"",
+    lambda raw: raw[:10],
+    lambda raw: raw[:-1],
+    lambda raw: raw[1:],
+    lambda raw: raw[:500] + raw[700:],
+    lambda raw: raw[:-1] + b"2",
+    lambda raw: raw[:1010] + bytes([raw[1010] ^ 1]) + raw[1011:],
+    lambda raw: raw + raw[-20:],
+    lambda raw: os.urandom(len(raw)),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_ignored_and_deleted(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "e.kv"
     path.write_bytes(damage(write(path)))
