@@ -88,16 +88,17 @@ def build(
     pages = mmap.mmap(-1, engine.num_blocks * engine.block_size * bytes_per_token)
     kv = np.frombuffer(pages, dtype=np.uint8)
     decoder = Decoder(shape, weights, kv=kv, threads=threads, backend=backend)
-    path = f"native {backend or backend_name()}, {threads} threads"
+    kind = f"native {backend or backend_name()}"
     made = OverlappingRunner if options.overlaps else NativeRunner
     blocks = kv.reshape(config.num_layers, engine.num_blocks, -1)
-    runner = made(decoder, pages, blocks, _form(config, kv_dtype, weights.inv_freq, path))
-    return Loaded(runner, engine, config, path)
+    runner = made(decoder, pages, blocks, _form(config, kv_dtype, weights.inv_freq, kind))
+    return Loaded(runner, engine, config, f"{kind}, {threads} threads")
 
 
-def _form(config: ModelConfig, kv_dtype: str, inv_freq: Array, path: str) -> str:
+def _form(config: ModelConfig, kv_dtype: str, inv_freq: Array, kind: str) -> str:
+    # not the threads: however many they are, the bits are the same
     # numpy's powers give the frequencies, and may give other last bits in another version of it
     turns = hashlib.sha256(inv_freq.tobytes()).hexdigest()[:16]
     kernels = library_digest()[:16]
     shape = f"{config.num_layers}x{config.num_kv_heads}x{config.head_dim}x{BLOCK_SIZE}"
-    return f"{path}, kernels {kernels}, {shape} {kv_dtype}, frequencies {turns}"
+    return f"{kind}, kernels {kernels}, {shape} {kv_dtype}, frequencies {turns}"

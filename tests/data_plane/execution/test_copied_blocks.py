@@ -19,7 +19,7 @@ PROMPT = [5, 3, 8, *range(1, 60)]
 SECRET = b"the same"
 
 
-def load(path: str, dtype: str, budget: int = 512, kv_cache_bytes: int = 4 << 20) -> Loaded:
+def load(path: str, dtype: str, budget: int = 512, kv_cache_bytes: int = 4 << 20, threads: int = 1) -> Loaded:
     model = make_model("llama", "float32")
     options = LoadOptions(
         dtype=dtype,
@@ -27,7 +27,7 @@ def load(path: str, dtype: str, budget: int = 512, kv_cache_bytes: int = 4 << 20
         max_num_seqs=2,
         max_num_batched_tokens=budget,
         kv_cache_bytes=kv_cache_bytes,
-        threads=1,
+        threads=threads,
     )
     if path == "torch":
         return loading.build(model.config, model.tensors, options)
@@ -76,10 +76,10 @@ def test_answers_go_on_from_copied_blocks_as_from_computed_ones(path: str, dtype
 
 
 @pytest.mark.skipif(not backend_name(), reason="the native decoder is not built")
-def test_the_native_decoder_computes_the_same_bits_in_other_chunks() -> None:
+def test_the_native_decoder_computes_the_same_bits_in_other_chunks_and_threads() -> None:
     found: list[dict[bytes, bytes]] = []
-    for budget in (512, 7):
-        loaded = load("native", "bfloat16", budget)
+    for budget, threads in ((512, 1), (7, 2)):
+        loaded = load("native", "bfloat16", budget, threads=threads)
         engine = Engine(loaded.config, loaded.executor, secret=SECRET)
         ask(engine)
         found.append(blocks_of(engine))

@@ -180,6 +180,20 @@ async def test_parked_and_back(tmp_path: Path) -> None:
         assert await ask(fake) > 32 and told == ["parked", "back"]
 
 
+async def test_now_and_then_what_is_used_again_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "e.kv"
+    monkeypatch.setattr("data_plane.runner.keeping.EVERY_S", 0.02)
+    async with fake_runner() as fake:
+        _, keeping = await attach(fake, SnapshotSpec(str(path), 64 * 100))
+        keeping.start(fake.model.engine)
+        await ask(fake)
+        await asyncio.sleep(0.1)
+        assert not path.exists()
+        assert await ask(fake) > 32
+        await until(path.exists)
+        keeping.close()
+
+
 async def test_a_disk_that_takes_nothing_stops_nobody(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     async with fake_runner() as fake:
