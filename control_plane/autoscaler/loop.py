@@ -34,6 +34,7 @@ class AutoscalerLoop:
 
     name = "autoscaler"
     topics: tuple[str, ...] = ("endpoints",)
+    is_lazy = True
     interval_s = TICK_S
 
     async def tick(self, leadership: Leadership) -> float | None:
