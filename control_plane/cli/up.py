@@ -54,6 +54,9 @@ def up(
 
     It stays in the foreground until Ctrl-C, or with --detach until 'ebb down'. EBB_DATABASE_URL and EBB_BROKER_URL,
     where they are set, are used instead of the embedded PostgreSQL and the broker in the home directory.
+
+    For an endpoint to wake with its hottest prompts, up to EBB_KV_SNAPSHOT_MB (64) MiB of its KV cache stay in the
+    home's folder kv, in all EBB_KV_SNAPSHOTS_MB (1024): what clients wrote, in effect. 0 keeps nothing.
     """
     if port == gateway_port:
         raise typer.BadParameter(f"Control plane and gateway cannot both have port {port}.")

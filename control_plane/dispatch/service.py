@@ -3,12 +3,13 @@ wanted or where another could go."""
 
 import hashlib
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import Text, bindparam, cast, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
 
 from control_plane.db import metrics as store
 from control_plane.db.bells import ring
@@ -34,6 +35,10 @@ from data_plane.wire.fleet import (
 )
 from data_plane.wire.peers import peer_token
 
+GONE_DAYS = 8
+"""A node deletes what it kept of an endpoint after a week by itself."""
+MOST_GONE = 100
+"""Of those that were removed before, each node was told when they were among the last."""
 PHASE_REASONS: dict[ReplicaPhase, str] = {
     "starting": "The node starts its runner.",
     "loading": "The runner loads its weights.",
@@ -44,8 +49,19 @@ PHASE_REASONS: dict[ReplicaPhase, str] = {
 }
 
 _OF_NODE = select(ReplicaTable).where(ReplicaTable.node_id == bindparam("node_id"), ReplicaTable.status.not_in(ENDED))
+_REMOVED = aliased(EndpointTable)
+_LATELY = (
+    select(cast(_REMOVED.id, Text).label("id"))
+    .where(_REMOVED.deleted_at > func.now() - timedelta(days=GONE_DAYS))
+    .order_by(_REMOVED.deleted_at.desc(), _REMOVED.id)
+    .limit(MOST_GONE)
+    .subquery()
+)
+_GONE = select(func.string_agg(_LATELY.c.id, " "))
+"""The endpoints that were removed lately, the last ones first."""
 _NAMED_OF_NODE = (
-    select(ReplicaTable, EndpointTable.name)
+    # with the rows of a wake, which shall not ask twice
+    select(ReplicaTable, EndpointTable.name, _GONE.scalar_subquery())
     .join(EndpointTable, EndpointTable.id == ReplicaTable.endpoint_id)
     .where(ReplicaTable.node_id == bindparam("node_id"), ReplicaTable.status.not_in(ENDED))
     .order_by(ReplicaTable.created_at, ReplicaTable.id)
@@ -61,19 +77,21 @@ async def desired_state(session: AsyncSession, node_id: UUID, terms: LeaseTerms,
         raise nodes.missing(node_id)
     if 0 < epoch < node.epoch:
         raise StaleEpoch(f"node '{node.name}'", epoch)
+    rows = (await session.execute(_NAMED_OF_NODE, {"node_id": node_id})).all()
     replicas = tuple(
         DesiredReplica(
             str(row.id), name, row.generation, row.intent, msgspec.convert(row.spec, ReplicaSpec), str(row.endpoint_id)
         )
-        for row, name in (await session.execute(_NAMED_OF_NODE, {"node_id": node_id}))
+        for row, name, _ in rows
     )
+    gone = rows[0][2] if rows else await session.scalar(_GONE)
     keys = tuple(await key_records(session))
     peers = tuple(
         Peer(str(other.id), other.name, other.agent_url, peer_token(other.agent_token, str(node_id)))
         for other in everyone.values()
         if other.id != node_id and other.status != "joined"
     )
-    told = (replicas, keys, peers, terms.lease_s)
+    told = (replicas, keys, peers, terms.lease_s, tuple((gone or "").split()))
     return DesiredState(hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:24], *told)
 
 

@@ -17,6 +17,7 @@ from data_plane.engine.prefix_cache import Labels
 from data_plane.engine.request import Request
 from data_plane.engine.sampling import SamplingParams
 from data_plane.engine.scheduler import Scheduler
+from data_plane.engine.shelf import CopyingExecutor, Kept, Shelf
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +117,11 @@ class Engine:
         self._host_s = self._executor_s = self._overlapped_s = 0.0
         self._overlapping = executor if isinstance(executor, OverlappingExecutor) else None
         self._in_doubt: Exception | None = None
+        self._copying = executor if isinstance(executor, CopyingExecutor) and executor.block_bytes else None
+        self._shelf: Shelf | None = None
+        self._arrived: list[Request] = []
+        """Those for whom the shelf was not looked at yet."""
+        self.restored_blocks = 0
 
     def add(
         self,
@@ -155,6 +161,8 @@ class Engine:
         )
         request.go_on_from(made)
         self.scheduler.add(request)
+        if self.scheduler.cache.has_shelf and not request.wants_prompt_logprobs:
+            self._arrived.append(request)
 
     def _refuse_ended(self, prompt: Sequence[int], params: SamplingParams, made: Sequence[int]) -> None:
         if not made:
@@ -208,6 +216,8 @@ class Engine:
         """
         outputs, self._ended = self._ended, []
         began = self._clock()
+        if self._arrived:
+            self._bring_back()
         batch = self.scheduler.next_batch(began)
         self._batch_tokens, self._batch_rows = batch.num_tokens, len(batch.rows)
         if not batch:
@@ -232,7 +242,9 @@ class Engine:
         try:
             if meanwhile is not None:
                 meanwhile()
-            self.scheduler.foresee(batch, began)
+            # no plan for those whose blocks are still to be copied in, for which the batch must have ended
+            if not self._arrived:
+                self.scheduler.foresee(batch, began)
         except Exception as error:  # noqa: BLE001  the step raises it: the executor must not take it for its own
             self._in_doubt = error
         self._overlapped_s += self._clock() - began
@@ -264,6 +276,38 @@ class Engine:
         for request in failed:
             self.scheduler.remove(request)
         return [Output(request.request_id, None, "error", error=message) for request in failed]
+
+    def _bring_back(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        for request in arrived:
+            if self.scheduler.requests.get(request.request_id) is request:
+                self.restored_blocks += self.scheduler.cache.bring_back(request.chain, self._load)
+
+    def _load(self, kept: Kept, block: int) -> bool:
+        content = None if self._shelf is None else self._shelf.read(kept.name)
+        if content is None or self._copying is None:
+            self.use_shelf(None)
+            return False
+        self._copying.copy_in(block, content)
+        return True
+
+    def use_shelf(self, shelf: Shelf | None) -> None:
+        """Requests that begin like what lies there go on from it. ValueError where it is named under another secret."""
+        if shelf is not None and shelf.secret != self.scheduler.cache.secret:
+            raise ValueError("This shelf's blocks are named under another secret than this engine's.")
+        self._shelf = shelf if self._copying is not None else None
+        self.scheduler.cache.shelve(() if self._shelf is None else self._shelf.kept)
+
+    def hold_hottest(self, most: int) -> list[tuple[Kept, int | None]]:
+        """At most so many blocks, those worth most, on the shelf (None) or in the cache: these stay what they are until
+        `let_go` is called with them."""
+        found = self.scheduler.cache.hottest(most)
+        self.scheduler.pool.share(block for _, block in found if block is not None)
+        return found
+
+    def let_go(self, blocks: Sequence[int]) -> None:
+        """The other end of `hold_hottest`."""
+        self.scheduler.pool.free(blocks)
 
     def give_back(self) -> None:
         """Lets go of the KV cache's memory, where the executor can. ValueError while there are requests."""

@@ -7,14 +7,17 @@ another's text. Only full blocks whose tokens were really computed are entered, 
 What is held is closed towards the beginning: with a block go all that come after it, which nobody could find any more.
 A request may bring labels (opaque ints) for its blocks. A label is held while some block that has it is, and `changed`
 says which ones have come and gone.
+
+Blocks may also lie on a shelf, out of the pool: they are found once `bring_back` has loaded them for a request.
 """
 
 import hmac
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 
 from data_plane.engine.blocks import BlockPool
+from data_plane.engine.shelf import Kept, Uses, hottest
 
 DIGEST_BYTES = 16
 """Two equal names by chance: 2^-64 after 2^32 blocks. Looking for them on purpose would need the secret."""
@@ -57,7 +60,7 @@ class PrefixCache:
 
     def __init__(self, pool: BlockPool, secret: bytes, *, is_enabled: bool = True) -> None:
         self._pool = pool
-        self._secret = secret
+        self.secret = secret
         self._is_enabled = is_enabled
         self._blocks: dict[bytes, int] = {}
         self._names: dict[int, bytes] = {}
@@ -69,6 +72,8 @@ class PrefixCache:
         self._holders: dict[int, int] = {}
         """By label: how many blocks have it."""
         self._changed: dict[int, bool] = {}
+        self._uses = Uses()
+        self._shelf: dict[bytes, Kept] = {}
         self.num_queried = 0
         self.num_hit = 0
         pool.on_reuse = self._forget
@@ -77,7 +82,7 @@ class PrefixCache:
         """The chain of a request that begins with `prompt`. `salt` parts a tenant's own requests from each other."""
         # a name from a header may hold what is no text; whatever it is, it must have its own salt
         message = f"{len(tenant)}:{tenant}{salt}".encode(errors="surrogatepass")
-        return Chain(list(prompt), self._pool.block_size, hmac.digest(self._secret, message, "sha256"), labels)
+        return Chain(list(prompt), self._pool.block_size, hmac.digest(self.secret, message, "sha256"), labels)
 
     def match(self, chain: Chain) -> list[int]:
         """The blocks that hold the beginning of the chain's tokens; never the last token, whose logits are wanted."""
@@ -93,6 +98,9 @@ class PrefixCache:
     def adopt(self, chain: Chain, blocks: Sequence[int]) -> None:
         """The request of `chain` goes on from these, which `match` found: they get the labels that it brings too."""
         chain.num_entered = len(blocks)
+        self._uses.count_request()
+        for block in blocks:
+            self._uses.add(block)
         if chain.labels:
             for at, block in enumerate(blocks):
                 self._label(block, chain.labels.get(at))
@@ -110,6 +118,7 @@ class PrefixCache:
             # another request may have computed the same at the same time: one copy is enough
             if name not in self._blocks:
                 self._put(blocks[at], name, before)
+            self._uses.add(self._blocks[name])
             if chain.labels:
                 self._label(self._blocks[name], chain.labels.get(at))
         chain.num_entered = full
@@ -125,6 +134,8 @@ class PrefixCache:
         self._before[block] = before
         self._after.setdefault(before, []).append(block)
         self._pool.keep(block)
+        if name in self._shelf:
+            self._uses.add(block, self._shelf[name].uses)
 
     def _label(self, block: int, labels: tuple[int, ...] | None) -> None:
         if labels is None:
@@ -134,11 +145,67 @@ class PrefixCache:
         if not new:
             return
         self._labels[block] = (*known, *new)
-        for label in new:
+        self._hold(new)
+
+    def _hold(self, labels: Sequence[int]) -> None:
+        for label in labels:
             holders = self._holders.get(label, 0)
             self._holders[label] = holders + 1
             if not holders:
                 self._changed[label] = True
+
+    def _let_go(self, labels: Sequence[int]) -> None:
+        for label in labels:
+            holders = self._holders.pop(label) - 1
+            if holders:
+                self._holders[label] = holders
+            else:
+                self._changed[label] = False
+
+    def shelve(self, kept: Sequence[Kept]) -> None:
+        """From now on these are what lies on the shelf. Their labels are held: whoever asks for them gets them."""
+        if not self._is_enabled:
+            return
+        before, self._shelf = self._shelf, {one.name: one for one in kept}
+        for one in self._shelf.values():
+            self._hold(one.labels)
+        for one in before.values():
+            self._let_go(one.labels)
+
+    @property
+    def has_shelf(self) -> bool:
+        """Whether anything lies there."""
+        return bool(self._shelf)
+
+    def bring_back(self, chain: Chain, load: Callable[[Kept, int], bool]) -> int:
+        """Loads what the shelf has of the chain, beyond what `match` finds, into free blocks; how many it were.
+
+        Not while a batch runs: a block that has just become free may still be written to. `load` copies one into a
+        block, and says whether it could.
+        """
+        held = self.match(chain)
+        found = len(held)
+        self._pool.share(held)
+        for at in range(found, (len(chain.tokens) - 1) // self._pool.block_size):
+            kept = self._shelf.get(chain.name(at))
+            if kept is None or not self._pool.num_free:
+                break
+            held += self._pool.allocate(1)
+            if not load(kept, held[-1]):
+                break
+            self._put(held[-1], kept.name, kept.before)
+            self._label(held[-1], kept.labels)
+        self._pool.free(held)
+        return sum(block in self._names for block in held) - found
+
+    def hottest(self, most: int) -> list[tuple[Kept, int | None]]:
+        """What is worth most to keep, in the pool or on the shelf: at most so many, and the block where one is in the
+        pool. See `shelf.hottest`."""
+        known = dict(self._shelf)
+        for name, block in self._blocks.items():
+            known.pop(name, None)
+            known[name] = Kept(name, self._before[block], self._labels.get(block, ()), self._uses.of(block))
+        return [(one, self._blocks.get(one.name)) for one in hottest(known.values(), most)]
 
     def withdraw(self, blocks: Sequence[int]) -> None:
         """What these blocks hold is not to be trusted."""
@@ -165,12 +232,8 @@ class PrefixCache:
             beside.remove(block)
             if not beside:
                 del self._after[before]
-        for label in self._labels.pop(block, ()):
-            holders = self._holders.pop(label) - 1
-            if holders:
-                self._holders[label] = holders
-            else:
-                self._changed[label] = False
+        self._uses.drop(block)
+        self._let_go(self._labels.pop(block, ()))
         return self._after.pop(name, [])
 
     def check(self) -> None:
@@ -187,6 +250,9 @@ class PrefixCache:
         for block, labels in self._labels.items():
             assert block in self._names and len(set(labels)) == len(labels), f"block {block} is labelled {labels}"
             for label in labels:
+                holders[label] = holders.get(label, 0) + 1
+        for one in self._shelf.values():
+            for label in one.labels:
                 holders[label] = holders.get(label, 0) + 1
         assert holders == self._holders, f"labels by their blocks {holders}, by the books {self._holders}"
 

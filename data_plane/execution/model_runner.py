@@ -27,6 +27,30 @@ class ModelRunner:
         self.block_size = block_size
         self.device = device
         self._cache_bytes = 0
+        first = caches[0]
+        self.block_bytes = len(caches) * block_size * first[0].numel() * first.element_size() if len(first) else 0
+
+    @property
+    def kv_form(self) -> str:
+        """See `CopyingExecutor`."""
+        first, cuda = self.caches[0], self.device.type == "cuda"
+        where = torch.cuda.get_device_name(self.device) if cuda else f"cpu, {torch.get_num_threads()} threads"
+        shape = f"{len(self.caches)}x{tuple(first.shape[1:])}x{self.block_size} {first.dtype}"
+        return f"torch {torch.__version__}, {where}, {shape}"
+
+    def copy_out(self, block: int) -> bytes:
+        """What a block holds: layer after layer."""
+        slots = slice(block * self.block_size, (block + 1) * self.block_size)
+        whole = torch.stack([cache[slots] for cache in self.caches]).cpu()
+        return whole.view(torch.uint8).numpy().tobytes()
+
+    def copy_in(self, block: int, content: bytes) -> None:
+        """Makes a block hold what `copy_out` gave."""
+        slots = slice(block * self.block_size, (block + 1) * self.block_size)
+        first = self.caches[0][slots]
+        whole = torch.frombuffer(bytearray(content), dtype=first.dtype).reshape(len(self.caches), *first.shape)
+        for cache, layer in zip(self.caches, whole, strict=True):
+            cache[slots].copy_(layer)
 
     def give_back(self) -> None:
         """Frees the cache's memory; its tensors stay, without any."""

@@ -7,6 +7,9 @@ quantization: the decoder's kernels promise it. So batching, prefix cache, preem
 import mmap
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from data_plane.engine.batch import Batch, Row, Sampled, Token
 from data_plane.engine.outputs import TokenLogprobs
 from data_plane.execution.loaded import NUMERICAL_ERROR
@@ -17,10 +20,26 @@ from kernels.cpu.decoder import GREEDY, Decoder, StepInput, StepResult
 class NativeRunner:
     """The engine's executor on a CPU."""
 
-    def __init__(self, decoder: Decoder, pages: mmap.mmap | None = None) -> None:
-        """`pages`: the memory of the decoder's KV cache, if it is to be given back at times."""
+    def __init__(
+        self, decoder: Decoder, pages: mmap.mmap | None = None, kv: npt.NDArray[np.uint8] | None = None, form: str = ""
+    ) -> None:
+        """`pages`: the memory of the decoder's KV cache, if it is to be given back at times. `kv`: the same as bytes
+        [layers, blocks, -1], if blocks are to be copied, and `form`: see `CopyingExecutor.kv_form`."""
         self.decoder = decoder
         self._pages = pages
+        self._kv = kv
+        self.kv_form = form
+        self.block_bytes = 0 if kv is None else kv.shape[0] * kv.shape[2]
+
+    def copy_out(self, block: int) -> bytes:
+        """What a block holds: layer after layer."""
+        assert self._kv is not None, "this runner has no block_bytes"
+        return self._kv[:, block].tobytes()
+
+    def copy_in(self, block: int, content: bytes) -> None:
+        """Makes a block hold what `copy_out` gave. No batch may be running that uses it."""
+        assert self._kv is not None, "this runner has no block_bytes"
+        self._kv[:, block] = np.frombuffer(content, dtype=np.uint8).reshape(self._kv.shape[0], -1)
 
     def give_back(self) -> None:
         """The kernel takes the cache's pages, and gives cleared ones when they are next touched."""

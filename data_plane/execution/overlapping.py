@@ -5,6 +5,9 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
+import numpy as np
+import numpy.typing as npt
+
 from data_plane.engine.batch import Batch, Sampled
 from data_plane.execution.native_runner import NativeRunner
 from kernels.cpu.decoder import Decoder
@@ -17,9 +20,11 @@ class OverlappingRunner(NativeRunner):
     a caller that goes on working keeps for up to 5 ms.
     """
 
-    def __init__(self, decoder: Decoder, pages: mmap.mmap | None = None) -> None:
+    def __init__(
+        self, decoder: Decoder, pages: mmap.mmap | None = None, kv: npt.NDArray[np.uint8] | None = None, form: str = ""
+    ) -> None:
         self._helper: threading.Thread | None = None
-        super().__init__(decoder, pages)
+        super().__init__(decoder, pages, kv, form)
         self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._done: SimpleQueue[BaseException | None] = SimpleQueue()
 

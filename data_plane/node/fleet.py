@@ -18,6 +18,7 @@ from data_plane.node.diff import Action, diff
 from data_plane.node.metrics import NodeMetrics
 from data_plane.node.records import NodePaths, Record, load_all, remove, write_private
 from data_plane.node.runner_process import BEFORE_READY, Drainer, RunnerProcess
+from data_plane.node.snapshots import Snapshots
 from data_plane.node.standby import Standbys, claimed_pid
 from data_plane.wire.fleet import DesiredReplica, DesiredState, ObservedReplica, StartFailure
 from data_plane.wire.keys import KeyRecord, KeyRing
@@ -70,6 +71,7 @@ class Fleet:
         self._keys: tuple[KeyRecord, ...] | None = None
         self._counted_ready: set[tuple[str, int]] = set()
         self._ended_events: list[asyncio.Event] = []
+        self._snapshots = Snapshots(paths.snapshots, settings.snapshot_bytes, settings.snapshots_bytes)
         self.standbys = Standbys(paths, settings, self._is_starting)
 
     def adopt(self) -> None:
@@ -87,6 +89,7 @@ class Fleet:
             remove(self._paths, replica_id)
         for record in records:
             self._adopt_one(record)
+        self._snapshots.trim()
         self.standbys.start()
 
     def apply(self, state: DesiredState) -> None:
@@ -94,6 +97,7 @@ class Fleet:
         self._set_keys(state.keys)
         self._count_stale(state)
         self._desired = state.replicas
+        self._snapshots.forget(state.gone)
         self.reconcile()
 
     def drops(self, state: DesiredState) -> bool:
@@ -235,7 +239,8 @@ class Fleet:
     def _start(self, record: Record, desired: DesiredReplica, folder: Path, *, fetch_s: float = 0.0) -> None:
         try:
             token = secrets.token_urlsafe(32)
-            record = launch.prepare(self._paths, desired, token, folder, self._settings.host, fetch_s=fetch_s)
+            host, snapshot = self._settings.host, self._snapshots.spec(desired)
+            record = launch.prepare(self._paths, desired, token, folder, host, fetch_s=fetch_s, snapshot=snapshot)
             self.standbys.expect(folder)
             claimed = self.standbys.claim(record)
             child, record = claimed or launch.spawn(self._paths, record, self._settings)
@@ -343,6 +348,7 @@ class Fleet:
             if replica.uses_torch:
                 self.standbys.warm = self.standbys.warm or "torch"
         if replica.record.ended is not None:
+            self._snapshots.trim()
             self._counted_ready.discard(mark)
             if now.failure is not None:
                 self._metrics.failures.labels(str(now.failure.fatal).lower()).inc()

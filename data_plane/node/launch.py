@@ -14,7 +14,7 @@ import msgspec
 
 from data_plane.node.processes import identity
 from data_plane.node.records import NodePaths, Record, save, write_private
-from data_plane.wire.fleet import DesiredReplica, RunnerSpec
+from data_plane.wire.fleet import DesiredReplica, RunnerSpec, SnapshotSpec
 
 PASSED_ON = (
     "PATH",
@@ -56,6 +56,10 @@ class RunnerSettings:
     """What runners listen on, and where gateways find them."""
     poll_s: float = 0.005
     """How often the status of a replica that is about to change is looked at."""
+    snapshot_bytes: int = 64 << 20
+    """Of its KV cache a runner keeps so much in a file for the next one of its endpoint; 0: nothing."""
+    snapshots_bytes: int = 1 << 30
+    """All these files together."""
 
 
 def environment(ours: Mapping[str, str]) -> dict[str, str]:
@@ -71,6 +75,7 @@ def prepare(
     host: str = "127.0.0.1",
     *,
     fetch_s: float = 0.0,
+    snapshot: SnapshotSpec | None = None,
 ) -> Record:
     """Writes record and spec, in that order: from here on an interrupted start can be found. Raises OSError."""
     record = Record(
@@ -93,6 +98,7 @@ def prepare(
         keys_path=str(paths.keys),
         host=host,
         spec=desired.spec,
+        snapshot=snapshot,
     )
     write_private(paths.spec(desired.id), msgspec.json.encode(spec))
     return record

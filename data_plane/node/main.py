@@ -39,6 +39,10 @@ VERSION = "0.1.0"
 GONE = 4
 """Exit code of an agent whose node was removed: starting it again would not help."""
 MOST_STANDBYS = 16
+SNAPSHOT_MB = "EBB_KV_SNAPSHOT_MB"
+"""Of the KV blocks that an endpoint's runner keeps on disk for the next one; 0: none are kept."""
+SNAPSHOTS_MB = "EBB_KV_SNAPSHOTS_MB"
+"""Of those of all endpoints together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +105,6 @@ def parse(arguments: list[str], environment: dict[str, str]) -> Settings:
         memory_bytes = devices.parse_size(options.memory) if options.memory else 0
     except ValueError as error:
         parser.error(f"--memory (EBB_NODE_MEMORY): {error}")
-    runner = RunnerSettings(
-        command=tuple(shlex.split(options.runner_command)),
-        stall_s=options.stall_s,
-        drain_s=options.drain_s,
-        grace_s=options.grace_s,
-        standby=options.standby,
-    )
     return Settings(
         control=options.control,
         key=key,
@@ -115,10 +112,32 @@ def parse(arguments: list[str], environment: dict[str, str]) -> Settings:
         name=options.name,
         host=options.host,
         port=options.port,
-        runner=runner,
+        runner=_runner_settings(parser, options, environment),
         stop_runners_on_exit=options.stop_runners_on_exit,
         membership=membership,
         memory_bytes=memory_bytes,
+    )
+
+
+def _runner_settings(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, environment: dict[str, str]
+) -> RunnerSettings:
+    """How runners are started; exits with a sentence for an amount that is no number."""
+    defaults = RunnerSettings()
+    limits: list[int] = []
+    for name, default in ((SNAPSHOT_MB, defaults.snapshot_bytes), (SNAPSHOTS_MB, defaults.snapshots_bytes)):
+        text = environment.get(name, "") or str(default >> 20)
+        if not (text.isascii() and text.isdigit() and len(text) < 10):
+            parser.error(f"{name} is {text[:40]!r}; it must be a whole number of MiB, 0 for none.")
+        limits.append(int(text) << 20)
+    return RunnerSettings(
+        command=tuple(shlex.split(options.runner_command)),
+        stall_s=options.stall_s,
+        drain_s=options.drain_s,
+        grace_s=options.grace_s,
+        standby=options.standby,
+        snapshot_bytes=limits[0],
+        snapshots_bytes=limits[1],
     )
 
 

@@ -61,6 +61,10 @@ class NodePaths:
         return self.home / "artifacts"
 
     @property
+    def snapshots(self) -> Path:
+        return self.home / "kv"
+
+    @property
     def keys(self) -> Path:
         return self.run / "keys.json"
 

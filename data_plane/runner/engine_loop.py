@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from data_plane.engine.engine import Engine, EngineStats
 from data_plane.engine.outputs import Output
@@ -54,15 +55,16 @@ class _Abort:
 
 
 @dataclass(frozen=True, slots=True)
-class _Lend:
-    """Give the KV cache's memory back, or take it again, and say so."""
+class _Do:
+    """Something else that is to be done to the engine between two steps; `done` gets what it gives."""
 
-    give: bool
-    done: "asyncio.Future[None]"
+    work: Callable[[Engine], Any]
+    done: "asyncio.Future[Any]"
 
 
 _ANYBODY = Origin()
-_Message = _Add | _Abort | _Lend
+_Message = _Add | _Abort | _Do
+T = TypeVar("T")
 Sink = Callable[[Output | Refusal], None]
 
 
@@ -121,16 +123,25 @@ class EngineLoop:
 
     async def give_back(self) -> None:
         """Without requests only: the KV cache's memory is free when this returns."""
-        await self._lend(give=True)
+        await self.do(lambda engine: engine.give_back())
 
     async def take_back(self) -> None:
         """It has the memory again. MemoryError."""
-        await self._lend(give=False)
+        await self.do(lambda engine: engine.take_back())
 
-    async def _lend(self, *, give: bool) -> None:
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._send(_Lend(give, done))
-        await done
+    async def do(self, work: Callable[[Engine], T]) -> T:
+        """What `work` gives, in the engine's thread. It may raise ValueError or MemoryError, and nothing else.
+
+        A batch may be running meanwhile.
+        """
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._send(_Do(work, done))
+        return await done
+
+    def tell_of_shelf(self) -> None:
+        """Before `start`: the journal hears of what the engine's shelf holds."""
+        self._stats = self._engine.stats()
+        self.journal.take(self._stats, self._engine.take_changed_labels())
 
     @property
     def stats(self) -> EngineStats:
@@ -195,8 +206,8 @@ class EngineLoop:
         if isinstance(message, _Abort):
             self._engine.abort(message.request_id)
             return None
-        if isinstance(message, _Lend):
-            self._change_memory(message)
+        if isinstance(message, _Do):
+            self._do(message)
             return None
         try:
             origin = message.origin
@@ -214,13 +225,13 @@ class EngineLoop:
             return Refusal(message.request_id, str(error))
         return None
 
-    def _change_memory(self, message: _Lend) -> None:
+    def _do(self, message: _Do) -> None:
         try:
-            (self._engine.give_back if message.give else self._engine.take_back)()
+            result = message.work(self._engine)
         except (ValueError, MemoryError) as error:
-            self._post(message.done.set_exception, error)
+            self._post(_settle, message.done, None, error)
         else:
-            self._post(message.done.set_result, None)
+            self._post(_settle, message.done, result, None)
 
     def _post(self, call: Callable[..., None], *arguments: object) -> None:
         assert self._loop is not None
@@ -246,3 +257,12 @@ class EngineLoop:
         self._sinks.clear()
         if self._on_dead is not None:
             self._on_dead()
+
+
+def _settle(done: "asyncio.Future[Any]", result: Any, error: Exception | None) -> None:
+    if done.done():
+        return  # whoever asked has left
+    if error is None:
+        done.set_result(result)
+    else:
+        done.set_exception(error)

@@ -7,6 +7,7 @@ import contextvars
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jinja2
 import structlog
@@ -15,18 +16,25 @@ from data_plane.engine.config import EngineConfig
 from data_plane.engine.engine import Engine, Executor
 from data_plane.runner.chat_template import ChatTemplate
 from data_plane.runner.engine_loop import EngineLoop
+from data_plane.runner.keeping import Keeping
 from data_plane.runner.metrics import Metrics
 from data_plane.runner.served import ServedModel
 from data_plane.runner.tokenizer import Tokenizer
 from data_plane.wire.fleet import RunnerSpec, StartFailure
+
+if TYPE_CHECKING:
+    from data_plane.execution import Opened
 
 log = structlog.get_logger()
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 
 
-def load_executor(spec: RunnerSpec, on_phase: Callable[[str], None]) -> tuple[Executor, EngineConfig]:
-    """The model on its device, warmed up. `on_phase` hears `imported`, then what the loader tells (`warming`)."""
+def load_executor(
+    spec: RunnerSpec, on_phase: Callable[[str], None], ahead: "Opened | None" = None
+) -> tuple[Executor, EngineConfig]:
+    """The model on its device, warmed up. `on_phase` hears `imported`, then what the loader tells (`warming`).
+    `ahead`: its artifact, where it was opened before."""
     from data_plane.execution import LoadOptions, load
 
     on_phase("imported")
@@ -40,7 +48,7 @@ def load_executor(spec: RunnerSpec, on_phase: Callable[[str], None]) -> tuple[Ex
         kv_cache_bytes=wanted.kv_cache_bytes,
         threads=wanted.threads,
     )
-    loaded = load(Path(spec.artifact_dir), options, on_phase)
+    loaded = load(Path(spec.artifact_dir), options, on_phase, ahead)
     return loaded.executor, loaded.config
 
 
@@ -71,11 +79,16 @@ def serve(
     tokenizer: Tokenizer,
     on_dead: Callable[[], None],
     template: ChatTemplate | None = None,
+    keeping: Keeping | None = None,
 ) -> ServedModel:
     """Wires engine, tokenizer and metrics together. The engine's thread is started by the caller's event loop.
-    `template`: the tokenizer's, where it is there already."""
+    `template`: the tokenizer's, where it is there already. `keeping`: has what the engine goes on from."""
     metrics = Metrics(spec.endpoint)
-    engine = EngineLoop(Engine(config, executor), on_step=metrics.step, on_dead=on_dead)
+    made = Engine(config, executor, secret=None if keeping is None else keeping.secret)
+    engine = EngineLoop(made, on_step=metrics.step, on_dead=on_dead)
+    if keeping is not None:
+        keeping.use(made)
+        engine.tell_of_shelf()
     metrics.watch(lambda: engine.stats)
     return ServedModel(
         name=spec.endpoint,

@@ -19,6 +19,7 @@ from data_plane.engine.engine import Executor
 from data_plane.logs import configure_logging
 from data_plane.runner.access import Access
 from data_plane.runner.chat_template import ChatTemplate
+from data_plane.runner.keeping import Keeping, keeping_of
 from data_plane.runner.loading import (
     check_artifact,
     in_thread,
@@ -56,8 +57,9 @@ class Runner:
         self._prepared = prepared
         self.status = StatusFile(spec, started_at)
         self.service = Service(Access(spec.token, Path(spec.keys_path) if spec.keys_path else None), self.drain)
-        parking = Parking(self.service, self._on_parked, self._on_back)
+        parking = Parking(self.service, self._on_parked, self._on_back, self._keep)
         self.service.on_park, self.service.on_unpark = parking.park, parking.unpark
+        self._keeping: Keeping | None = None
         self._spans: dict[str, float] = {}
         self._mark = started_at
         self._done = asyncio.Event()
@@ -84,6 +86,8 @@ class Runner:
             return 1
         finally:
             await site.cleanup()
+            if self._keeping is not None:
+                self._keeping.close()
             if self.service.model is not None:
                 self.service.model.engine.close()
                 self.service.model.pool.shutdown(wait=False, cancel_futures=True)
@@ -116,7 +120,8 @@ class Runner:
             try:
                 check_artifact(self.spec)
                 tokenizer, template = self._open_text()
-                result = (*load_executor(self.spec, self._on_phase), tokenizer, template)
+                ahead = self._prepared.take_artifact(Path(self.spec.artifact_dir))
+                result = (*load_executor(self.spec, self._on_phase, ahead), tokenizer, template)
             except BaseException as error:  # noqa: BLE001  it is raised again in the event loop's thread
                 self._loop.call_soon_threadsafe(loaded.set_exception, error)
             else:
@@ -124,8 +129,11 @@ class Runner:
 
         in_thread(load, "load")
         executor, config, tokenizer, template = await loaded
-        model = serve(self.spec, executor, config, tokenizer, self._on_dead, template)
+        self._keeping = keeping_of(self.spec.snapshot, self.spec.spec.artifact, executor)
+        model = serve(self.spec, executor, config, tokenizer, self._on_dead, template, self._keeping)
         model.engine.start()
+        if self._keeping is not None:
+            self._keeping.start(model.engine)
         # everything loaded so far lives as long as the process: the collector need not walk it again
         gc.collect()
         gc.freeze()
@@ -192,8 +200,13 @@ class Runner:
         self.status.change(phase="failed", failure=StartFailure(message=message, fatal=False))
         self._done.set()
 
+    async def _keep(self) -> None:
+        if self._keeping is not None and self.service.model is not None:
+            await self._keeping.save(self.service.model.engine)
+
     async def _end_when_idle(self) -> None:
         await self.service.idle.wait()
+        await self._keep()
         self._done.set()
 
     async def _give_up(self) -> None:

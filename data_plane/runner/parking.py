@@ -3,16 +3,23 @@ signals, and nothing of who decides."""
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from data_plane.runner.server import Service
 
 
 class Parking:
-    """`on_parked` and `on_back` (with the seconds it took) are called when it is done."""
+    """`on_parked` and `on_back` (with the seconds it took) are called when it is done, `keep` before memory goes."""
 
-    def __init__(self, service: Service, on_parked: Callable[[], None], on_back: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        service: Service,
+        on_parked: Callable[[], None],
+        on_back: Callable[[float], None],
+        keep: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._service = service
+        self._keep = keep
         self._on_parked = on_parked
         self._on_back = on_back
         self._is_wanted = False
@@ -42,6 +49,8 @@ class Parking:
 
     async def _park(self) -> None:
         await self._service.idle.wait()
+        if self._keep is not None:
+            await self._keep()
         async with self._lock:
             if not self._is_wanted or self._service.model is None:
                 return  # it was wanted again before its last request had ended

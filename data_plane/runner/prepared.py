@@ -1,13 +1,16 @@
-"""Tokenizers and templates that were opened before it was known which model is served. Found by what is in their files,
-so that whichever artifact of a model is started finds them. Knows nothing of who guesses which will be needed."""
+"""What was opened before it was known which model is served: tokenizers and templates, found by what is in their files,
+so that whichever artifact of a model is started finds them; and artifacts, found by their folders. Knows nothing of who
+guesses which will be needed."""
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_plane.execution import Opened, open_ahead
 from data_plane.runner.chat_template import ChatTemplate
 from data_plane.runner.loading import template_of
 from data_plane.runner.tokenizer import Tokenizer, TokenizerError
+from data_plane.weights.errors import ArtifactError
 
 FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -25,6 +28,7 @@ class Prepared:
 
     def __init__(self) -> None:
         self._texts: dict[str, Text] = {}
+        self._artifacts: dict[Path, Opened] = {}
 
     def open(self, folder: Path) -> None:
         """Opens an artifact's. One that cannot be opened is left to the start that needs it, which says why."""
@@ -33,8 +37,16 @@ class Prepared:
             if key not in self._texts:
                 tokenizer = Tokenizer.open(folder)
                 self._texts[key] = Text(tokenizer, template_of(tokenizer))
-        except (OSError, TokenizerError):
+            if (opened := open_ahead(folder)) is not None:
+                self._artifacts[folder] = opened
+        except (OSError, TokenizerError, ArtifactError):
             return
+
+    def take_artifact(self, folder: Path) -> Opened | None:
+        """The artifact, if it was opened; the others are let go."""
+        found = self._artifacts.pop(folder, None)
+        self._artifacts = {}
+        return found
 
     def take(self, folder: Path) -> Text | None:
         """The artifact's, if it was prepared; the others are let go."""

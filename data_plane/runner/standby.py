@@ -84,9 +84,10 @@ def _import_all(warm: str) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
     for name in (*BASE, *(TORCH if warm else ())):
         importlib.import_module(name)
-    from kernels.cpu.library import backend_name
+    from kernels.cpu.library import backend_name, library_digest
 
     backend_name()
+    library_digest()
     if warm.startswith("cuda"):
         import torch
 

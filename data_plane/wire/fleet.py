@@ -125,6 +125,8 @@ class DesiredState(msgspec.Struct, frozen=True):
     """All other nodes: where they are, this node's replicas may be placed should it fall silent."""
     lease_s: float = 0.0
     """From when the last answered report was sent, so long may the node run its replicas; 0: for ever."""
+    gone: tuple[str, ...] = ()
+    """Ids of endpoints that were removed lately: what the node still keeps of them must go."""
 
 
 class StartFailure(msgspec.Struct, frozen=True):
@@ -172,6 +174,13 @@ class NodeReport(msgspec.Struct, frozen=True):
     """Grows with each report of an epoch: one that was overtaken on its way says nothing any more. 0: not counted."""
 
 
+class SnapshotSpec(msgspec.Struct, frozen=True):
+    """Where a runner keeps its KV cache's hottest blocks for the next one of its endpoint, `most_bytes` at most."""
+
+    path: str
+    most_bytes: int
+
+
 class RunnerSpec(msgspec.Struct, frozen=True):
     """The file a runner is started with (mode 0600: it holds the launch's token)."""
 
@@ -185,6 +194,7 @@ class RunnerSpec(msgspec.Struct, frozen=True):
     spec: ReplicaSpec
     host: str = "127.0.0.1"
     port: int = 0
+    snapshot: SnapshotSpec | None = None
 
 
 class Assignment(msgspec.Struct, frozen=True):

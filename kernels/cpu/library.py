@@ -5,6 +5,7 @@ and callers take the torch path. Knows nothing of models or artifacts.
 """
 
 import ctypes
+import hashlib
 import os
 from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from functools import cache
@@ -136,8 +137,19 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
 @cache
 def open_library() -> ctypes.CDLL | None:
     """The library, if one was built, is of this version and has a backend for this processor."""
-    path = next(iter(sorted(Path(__file__).parent.glob("lib/*.so"))), None)
+    path = _path()
     return None if path is None else load(path)
+
+
+def _path() -> Path | None:
+    return next(iter(sorted(Path(__file__).parent.glob("lib/*.so"))), None)
+
+
+@cache
+def library_digest() -> str:
+    """SHA-256 of the library's file, in hexadecimal; "" where there is none. Equal: it computes the same bits."""
+    path = _path()
+    return "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load(path: Path) -> ctypes.CDLL | None:

@@ -69,6 +69,7 @@ class FakeAgent:
     node_id: str = ""
     epoch: int = 0
     version: str = ""
+    gone: tuple[str, ...] = ()
     replicas: dict[str, ObservedReplica] = field(default_factory=dict)
 
     async def register(self) -> NodeWelcome:
@@ -102,7 +103,7 @@ class FakeAgent:
         answer = await self._send("GET", path)
         assert answer.status_code == 200, answer.text
         state = msgspec.json.decode(answer.content, type=DesiredState)
-        self.version = state.version
+        self.version, self.gone = state.version, state.gone
         return state.replicas
 
     async def report(self, epoch: int | None = None) -> httpx.Response:

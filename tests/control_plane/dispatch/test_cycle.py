@@ -294,6 +294,8 @@ async def test_min_keeps_one_and_rm_ends_it(fleet: Fleet) -> None:
             while (await fleet.get("/nodes"))["items"][0]["replicas"]:  # noqa: ASYNC110 - seen by HTTP only
                 await asyncio.sleep(0.05)
     assert (await fleet.client.get("/api/v1/endpoints/chat", headers=fleet.admin)).status_code == 404
+    await fleet.agent.desired()
+    assert fleet.agent.gone == (endpoint["id"],), "what nodes keep of it must go"
     again = await fleet.deploy()
     assert again["id"] != endpoint["id"] and again["state"] == "zero"
 

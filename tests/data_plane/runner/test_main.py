@@ -17,7 +17,7 @@ import pytest
 
 from data_plane.gateway.resume import Journal
 from data_plane.runner.loading import judge
-from data_plane.wire.fleet import Assignment, ReplicaSpec, RunnerSpec, RunnerStatus
+from data_plane.wire.fleet import Assignment, ReplicaSpec, RunnerSpec, RunnerStatus, SnapshotSpec
 from data_plane.wire.resume import RESUME_PATH
 from tests.data_plane.runner.test_resume import relay, told
 
@@ -31,6 +31,7 @@ def _spec(folder: Path, artifact: Path) -> RunnerSpec:
         status_path=str(folder / "status.json"),
         keys_path=str(folder / "keys.json"),
         spec=ReplicaSpec(model="m", artifact="sha256:" + "0" * 64, device="cpu", max_model_len=256, max_num_seqs=4),
+        snapshot=SnapshotSpec(str(folder / "kv" / "e.kv"), 8 << 20),
     )
 
 
@@ -137,11 +138,23 @@ def test_a_whole_life(tmp_path: Path, smollm2_artifact: Path) -> None:
         assert set(back.spans) == {"unpark"} and back.pid == child.pid
         again = httpx.post(f"{status.url}/v1/chat/completions", json=body | {"max_tokens": 12}, headers=headers)
         assert again.json()["choices"] == answer.json()["choices"]
+        assert _cached(answer) == 0 < _cached(again), "what was kept when it parked"
         child.send_signal(signal.SIGTERM)
         assert child.wait(40) == 0
         assert json.loads((tmp_path / "status.json").read_text())["phase"] == "stopped"
+        (tmp_path / "status.json").unlink()
+        child = _claim(tmp_path, smollm2_artifact)
+        url = _wait(tmp_path, lambda now: now.phase in ("ready", "failed")).url
+        later = httpx.post(f"{url}/v1/chat/completions", json=body | {"max_tokens": 12}, headers=headers, timeout=60)
+        assert later.json()["choices"] == answer.json()["choices"]
+        assert _cached(later) == _cached(again), "the next one goes on from what this one left"
     finally:
         child.kill()
+        child.wait()
+
+
+def _cached(answer: httpx.Response) -> int:
+    return int(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
 
 
 def test_a_fresh_process_goes_on_where_another_stopped(tmp_path: Path, smollm2_artifact: Path) -> None:
