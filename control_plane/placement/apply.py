@@ -16,9 +16,9 @@ from control_plane.endpoints.memory import human
 from control_plane.endpoints.specs import RevisionSpec, replica_spec
 from control_plane.endpoints.tables import ReplicaTable, RevisionTable
 from control_plane.placement.eviction import Eviction
-from control_plane.placement.observe import copy_of, drained, work_of
+from control_plane.placement.observe import copy_of, drained, steps_of, work_of
 from control_plane.placement.planner import NoRoom
-from control_plane.placement.rollout import SURPLUS, Steps, next_steps
+from control_plane.placement.rollout import SURPLUS, Steps
 from control_plane.placement.rounds import Evict, Place, Refuse, Step, Unpark, Wait
 from data_plane.wire.fleet import StartFailure
 
@@ -36,8 +36,8 @@ async def still_lacks(session: AsyncSession, held: Held) -> bool:
 async def _steps(session: AsyncSession, held: Held) -> Steps:
     endpoint = held.endpoint
     left = await drained(session)
-    copies = [copy_of(row, left) for row in held.replicas]
-    return next_steps(copies, endpoint.desired, endpoint.revision, may_start=not held.circuit.is_open)
+    copies = [copy_of(row, left, held.now) for row in held.replicas]
+    return steps_of(endpoint, copies)
 
 
 async def release(session: AsyncSession, held: Held) -> None:
