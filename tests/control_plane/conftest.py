@@ -26,6 +26,13 @@ from control_plane.settings import Settings
 from control_plane.tenants.service import ensure_key, ensure_tenant
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`-m servers` picks what the server of EBB_TEST_DATABASE_URL makes a difference to."""
+    for item in items:
+        if "postgres_url" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.servers)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _plain_tracebacks() -> Generator[None]:
     """structlog's own way to show an error, with all locals, takes seconds for one of SQLAlchemy's."""
@@ -57,6 +64,11 @@ def postgres_url() -> Generator[str]:
         return
     folder = tempfile.mkdtemp(prefix="ebb-pg-")
     server = get_server(folder, cleanup_mode="stop")
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        # nobody cuts the power of a test, and making a database for each waits for the disk otherwise
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+            connection.execute(sql.SQL("alter system set {} = off").format(sql.Identifier(setting)))
+        connection.execute("select pg_reload_conf()")
     try:
         yield server.get_uri()
     finally:

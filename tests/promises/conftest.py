@@ -12,6 +12,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.promises.running import Platform
 
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup`: what shares the one platform stays together, and so does the rest of each file."""
+    for item in items:
+        if HERE in item.path.parents:
+            shares = "bare" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("platform" if shares else item.path.name))
+
 
 @pytest.fixture(scope="session")
 def bare() -> Iterator[Platform]:
