@@ -16,7 +16,7 @@ DEV := $(VENV)/.dev
 NATIVE := kernels/cpu/lib/libebb.so
 SIDE_BY_SIDE := -n 3 --no-loadscope-reorder
 
-.PHONY: help install dev up down test check check-types check-rest format clean
+.PHONY: help install dev up down test promises-platform promises-beside check check-types check-rest format clean
 
 help:
 	@echo "make up       install, start the platform, add a small model and print how to call it"
@@ -66,8 +66,14 @@ ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 else
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadfile --ignore tests/promises
-	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/promises
+	@$(MAKE) --no-print-directory -j2 promises-platform promises-beside
 endif
+
+promises-platform: $(DEV) $(NATIVE)
+	$(BIN)/python -m pytest tests/promises -m platform
+
+promises-beside: $(DEV) $(NATIVE)
+	$(BIN)/python -m pytest tests/promises -m "not platform"
 
 check: $(DEV)
 	@$(MAKE) --no-print-directory -j2 check-types check-rest

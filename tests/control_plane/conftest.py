@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -108,13 +109,20 @@ def empty_database_url(postgres_url: str) -> Generator[str]:
     _drop(postgres_url, name)
 
 
-@pytest.fixture
-def database_url(postgres_url: str, template: str) -> Generator[str]:
-    """A migrated database of this test alone."""
+@contextmanager
+def migrated(postgres_url: str, template: str) -> Generator[str]:
+    """A migrated database, as long as the block runs."""
     name = f"ebb_test_{uuid4().hex[:12]}"
     _create(postgres_url, name, template)
     yield _with_database(postgres_url, name)
     _drop(postgres_url, name)
+
+
+@pytest.fixture
+def database_url(postgres_url: str, template: str) -> Generator[str]:
+    """A migrated database of this test alone."""
+    with migrated(postgres_url, template) as url:
+        yield url
 
 
 @pytest.fixture

@@ -16,11 +16,10 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup`: what shares the one platform stays together, and so does the rest of each file."""
+    """`-m platform` picks what shares the one platform, `-m "not platform"` what can run beside it."""
     for item in items:
-        if HERE in item.path.parents:
-            shares = "bare" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("platform" if shares else item.path.name))
+        if HERE in item.path.parents and "bare" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.platform)
 
 
 @pytest.fixture(scope="session")
