@@ -141,7 +141,8 @@ def after_failure(circuit: Circuit, *, fatal: bool, lived_s: float | None, now: 
         return Circuit()
     failures = circuit.failures + 1
     if circuit.is_open:
-        return Circuit(failures, circuit.opens, circuit.retry_at)  # begun before it opened, as those were that opened it
+        # it was begun before the circuit opened, like those that opened it
+        return Circuit(failures, circuit.opens, circuit.retry_at)
     # a verdict of "trying again will not help" is about starting; one that was ready has disproved it
     hopeless = fatal and lived_s is None
     if not hopeless and failures < FAILED_STARTS_IN_A_ROW:

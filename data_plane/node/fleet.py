@@ -326,7 +326,9 @@ class Fleet:
         except OSError:
             seen = None  # one is missing: the reading says which
         fault = await asyncio.to_thread(integrity.fault, folder, digest, model, self._closing.is_set)
-        log.info("artifact.checked", artifact=digest, fault=fault and str(fault), seconds=round(time.monotonic() - began, 3))
+        log.info(
+            "artifact.checked", artifact=digest, fault=fault and str(fault), seconds=round(time.monotonic() - began, 3)
+        )
         if fault is not None:
             return await self._condemn(folder, digest, fault)
         if seen is not None:

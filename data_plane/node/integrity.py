@@ -53,8 +53,8 @@ def _file_digest(path: Path, is_called_off: Callable[[], bool]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is wrong with an artifact's files, as a sentence, and what to do about it, as another. `is_corrupt`: they can
-    be read, or are not there, and will be no better the next time."""
+    """What is wrong with an artifact's files, as a sentence, and what to do about it, as another. `is_corrupt`: they
+    can be read, or are not there, and will be no better the next time."""
 
     message: str
     remedy: str
@@ -64,9 +64,7 @@ class Fault:
         return f"{self.message} {self.remedy}"
 
 
-def fault(
-    folder: Path, expected: str, model: str, is_called_off: Callable[[], bool] = _goes_on
-) -> Fault | None:
+def fault(folder: Path, expected: str, model: str, is_called_off: Callable[[], bool] = _goes_on) -> Fault | None:
     """What is wrong with an artifact whose files are not those of its digest; None where they are. Reads every byte.
     Raises GivenUp."""
     try:

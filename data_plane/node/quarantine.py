@@ -1,5 +1,5 @@
-"""Artifacts whose files are not what their digest says: put aside, so that nothing starts from them again, and gone once
-sound ones are there in their place. Knows nothing of replicas, nor of where an artifact can be had anew."""
+"""Artifacts whose files are not what their digest says: put aside, so that nothing starts from them again, and gone
+once sound ones are there in their place. Knows nothing of replicas, nor of where an artifact can be had anew."""
 
 import shutil
 from pathlib import Path

@@ -213,7 +213,9 @@ class RunnerProcess:
         if judged is not None and self._verdict is None and self._check is not None:
             # it failed of its own accord: corrupt weights would explain that better than whatever they made it say
             self._found = self._verdict = await self._check
-        has_begun_anew = self._found is not None and self.record.asked == "run" and self._mend is not None and self._mend()
+        has_begun_anew = (
+            self._found is not None and self.record.asked == "run" and self._mend is not None and self._mend()
+        )
         if not has_begun_anew:
             self.end(self._verdict or judged)
 

@@ -21,9 +21,7 @@ def _child(arguments: list[str], environment: dict[str, str], stdout: str, stder
     sys.exit(main(arguments))
 
 
-def run_forked(
-    arguments: list[str], folder: Path, environment: dict[str, str]
-) -> "subprocess.CompletedProcess[bytes]":
+def run_forked(arguments: list[str], folder: Path, environment: dict[str, str]) -> "subprocess.CompletedProcess[bytes]":
     """What `python -m data_plane.weights` with these arguments says and ends with; its output is kept in `folder`.
     What it reads of the environment as it is imported is that of this process."""
     stdout, stderr = folder / "import.out", folder / "import.err"

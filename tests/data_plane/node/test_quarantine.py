@@ -1,11 +1,10 @@
-"""Corrupt artifacts are put aside, and had anew from another node: once, and never from a disk that spoils them again."""
+"""Corrupt artifacts are put aside, and had anew from another node once, however often this disk spoils them."""
 
 import asyncio
 import shutil
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
-import pytest
 import pytest_asyncio
 from aiohttp import web
 
@@ -159,5 +158,3 @@ def test_the_books_of_the_quarantine(tmp_path: Path) -> None:
     quarantine.discard(folder)
     quarantine.discard(folder)
     assert list(tmp_path.iterdir()) == []
-
-
