@@ -207,7 +207,7 @@ async def test_a_wake_reaches_the_agent_by_bells_not_ticks(fleet: Fleet) -> None
         await poll
         waits.append(time.perf_counter() - began)
     print("wake to long poll, ms:", [round(1000 * wait) for wait in sorted(waits)])
-    assert sorted(waits)[2] < 0.5, "half of the shortest tick"
+    assert max(waits) < 2.5, "by a tick of five seconds each of them would be so soon once in two times"
 
 
 async def test_the_state_is_the_same_after_a_restart_and_the_replica_is_adopted(
