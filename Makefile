@@ -14,8 +14,9 @@ CONSTRAIN := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 INSTALLED := $(VENV)/.installed
 DEV := $(VENV)/.dev
 NATIVE := kernels/cpu/lib/libebb.so
+SIDE_BY_SIDE := -n 3 --no-loadscope-reorder
 
-.PHONY: help install dev up down test check format clean
+.PHONY: help install dev up down test promises-platform promises-beside check check-types check-rest format clean
 
 help:
 	@echo "make up       install, start the platform, add a small model and print how to call it"
@@ -58,19 +59,31 @@ up: $(INSTALLED) $(NATIVE)
 down: $(INSTALLED)
 	@$(BIN)/ebb down --home "$(EBB_HOME)"
 
-# The promises drive whole platforms and watch the clock: they run by themselves, one after another.
+# Many wait for processes, so that three at a time keep two cores busy; the files that take longest come first
+# (tests/conftest.py). The promises drive whole platforms: what shares one runs one after another, the rest beside it.
 test: $(DEV) $(NATIVE)
 ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 else
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/promises
-	$(BIN)/python -m pytest tests/promises
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadfile --ignore tests/promises
+	@$(MAKE) --no-print-directory -j2 promises-platform promises-beside
 endif
 
+promises-platform: $(DEV) $(NATIVE)
+	$(BIN)/python -m pytest tests/promises -m platform
+
+promises-beside: $(DEV) $(NATIVE)
+	$(BIN)/python -m pytest tests/promises -m "not platform"
+
 check: $(DEV)
+	@$(MAKE) --no-print-directory -j2 check-types check-rest
+
+check-types: $(DEV)
+	$(BIN)/pyright
+
+check-rest: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/rules
 

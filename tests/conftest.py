@@ -17,6 +17,32 @@ ARTIFACT_VERSION = 1
 """Count up whenever the import makes other files of the same GGUF, so that no stale artifact is tested."""
 
 
+LONGEST = (
+    "tests/control_plane/embedded/test_platform.py",
+    "tests/data_plane/weights/test_import_process.py",
+    "tests/control_plane/worker/test_worker_process.py",
+    "tests/control_plane/worker/test_broker_faults.py",
+    "tests/control_plane/test_process.py",
+    "tests/data_plane/bench/test_bench.py",
+    "tests/data_plane/runner/test_main.py",
+    "tests/data_plane/execution/test_smollm2.py",
+    "tests/data_plane/weights/test_smollm2.py",
+    "tests/control_plane/db/test_slow_database.py",
+    "tests/control_plane/dispatch/test_late.py",
+    "tests/control_plane/embedded/test_postgres.py",
+    "tests/control_plane/dispatch/test_cycle.py",
+    "tests/control_plane/test_bad_input.py",
+    "tests/data_plane/node/test_adoption.py",
+)
+"""Files that take longest, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where files are given to several processes, the last of them must not be one that takes a minute and a half."""
+    order = {name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
+
+
 @contextmanager
 def _locked_cache() -> Generator[Path, None, None]:
     """The cache folder, held by one test process at a time."""

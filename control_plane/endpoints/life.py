@@ -55,13 +55,18 @@ class Held:
 
     @property
     def circuit(self) -> Circuit:
-        return Circuit(self.endpoint.failures, self.endpoint.opens, unix(self.endpoint.retry_at))
+        return circuit_of(self.endpoint)
 
     def set_circuit(self, circuit: Circuit) -> None:
         """Stores it."""
         self.endpoint.failures = circuit.failures
         self.endpoint.opens = circuit.opens
         self.endpoint.retry_at = None if circuit.retry_at is None else datetime.fromtimestamp(circuit.retry_at, UTC)
+
+
+def circuit_of(endpoint: EndpointTable) -> Circuit:
+    """An endpoint's memory of failed starts."""
+    return Circuit(endpoint.failures, endpoint.opens, unix(endpoint.retry_at))
 
 
 async def hold(session: AsyncSession, endpoint_id: UUID) -> Held | None:
@@ -151,6 +156,7 @@ async def fail_start(session: AsyncSession, held: Held, failure: StartFailure, l
     held.set_circuit(circuit)
     if opened:
         metrics.CIRCUITS_OPENED.inc()
+    if circuit.is_open:
         endpoint.reason = failure.message
         endpoint.obstacle = None
         if not any(replica.intent == "run" for replica in held.replicas):

@@ -33,9 +33,15 @@ LEGAL: dict[ReplicaPhase, frozenset[ReplicaPhase]] = {
 
 FAILED_STARTS_IN_A_ROW = 3
 """So many starts may end without a verdict (killed, lost) before the endpoint is failed."""
-SETTLED_S = 10.0
-"""A replica that was ready this long proves that the endpoint can run: its end is no failed start."""
-LONGEST_BACKOFF_S = 60.0
+SETTLED_S = 60.0
+"""A replica that was ready this long proves that the endpoint can run: its end is no failed start. One that ends every
+minute is still started ten times in ten minutes, and no oftener."""
+PROVEN_S = 10.0
+"""A half-open circuit's one start must have been ready this long before others follow it."""
+GROWTH = 5.0
+LONGEST_BACKOFF_S = 120.0
+"""With the three starts before the circuit opens these are ten in the first ten minutes, and five in any later ten.
+Doubling up to 60 s would be eighteen, and whatever goes from 1 s to no more than 60 s is at least eleven."""
 
 
 class IllegalMove(ValueError):
@@ -118,10 +124,15 @@ class Circuit:
     def is_open(self) -> bool:
         return self.retry_at is not None
 
+    @property
+    def is_half_open(self) -> bool:
+        """It was open, and nothing since has proved that the endpoint can run."""
+        return self.opens > 0 and self.retry_at is None
+
 
 def backoff_s(opens: int) -> float:
-    """1, 2, 4 … 60 s."""
-    return min(LONGEST_BACKOFF_S, 2.0 ** min(opens - 1, 16))
+    """1, 5, 25, 120, 120 … s."""
+    return min(LONGEST_BACKOFF_S, GROWTH ** min(opens - 1, 16))
 
 
 def after_failure(circuit: Circuit, *, fatal: bool, lived_s: float | None, now: float) -> Circuit:
@@ -129,6 +140,9 @@ def after_failure(circuit: Circuit, *, fatal: bool, lived_s: float | None, now: 
     if lived_s is not None and lived_s >= SETTLED_S:
         return Circuit()
     failures = circuit.failures + 1
+    if circuit.is_open:
+        # it was begun before the circuit opened, like those that opened it
+        return Circuit(failures, circuit.opens, circuit.retry_at)
     # a verdict of "trying again will not help" is about starting; one that was ready has disproved it
     hopeless = fatal and lived_s is None
     if not hopeless and failures < FAILED_STARTS_IN_A_ROW:

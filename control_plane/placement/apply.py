@@ -17,9 +17,9 @@ from control_plane.endpoints.memory import human
 from control_plane.endpoints.specs import RevisionSpec, replica_spec
 from control_plane.endpoints.tables import ReplicaTable, RevisionTable
 from control_plane.placement.eviction import Eviction
-from control_plane.placement.observe import copy_of, work_of
+from control_plane.placement.observe import copy_of, steps_of, work_of
 from control_plane.placement.planner import NoRoom
-from control_plane.placement.rollout import SURPLUS, Steps, next_steps
+from control_plane.placement.rollout import SURPLUS, Steps
 from control_plane.placement.rounds import Evict, Place, Refuse, Step, Unpark, Wait
 from data_plane.wire.fleet import StartFailure
 
@@ -36,8 +36,8 @@ def still_lacks(held: Held, left: Mapping[UUID, str]) -> bool:
 
 def _steps(held: Held, left: Mapping[UUID, str]) -> Steps:
     endpoint = held.endpoint
-    copies = [copy_of(row, left) for row in held.replicas]
-    return next_steps(copies, endpoint.desired, endpoint.revision, may_start=not held.circuit.is_open)
+    copies = [copy_of(row, left, held.now) for row in held.replicas]
+    return steps_of(endpoint, copies)
 
 
 async def release(session: AsyncSession, held: Held, left: Mapping[UUID, str]) -> None:

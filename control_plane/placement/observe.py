@@ -17,7 +17,7 @@ from control_plane.db.clock import db_now
 from control_plane.endpoints import life, measured
 from control_plane.endpoints.service import alive_replicas
 from control_plane.endpoints.specs import RevisionSpec
-from control_plane.endpoints.states import ENDED, is_coming, serves
+from control_plane.endpoints.states import ENDED, PROVEN_S, is_coming, serves
 from control_plane.endpoints.tables import DemandTable, EndpointTable, GatewayTable, ReplicaTable, RevisionTable
 from control_plane.nodes.service import everyone
 from control_plane.nodes.tables import NodeTable
@@ -133,8 +133,8 @@ async def picture(session: AsyncSession, ids: Sequence[UUID]) -> Picture:
     nodes = await everyone(session)
     left = seen.left = {node.id: node.name for node in nodes if node.draining}
     for row, spec in rows:
-        copies = [copy_of(replica, left) for replica in alive[row.id]]
-        steps = next_steps(copies, row.desired, row.revision, may_start=row.retry_at is None)
+        copies = [copy_of(replica, left, moment) for replica in alive[row.id]]
+        steps = steps_of(row, copies)
         seen.askew.append(Askew(row.id, row.revision, spec, steps))
     lacking = {each.id: each.steps.start for each in seen.askew if each.steps.start}
     if lacking:
@@ -149,10 +149,18 @@ async def picture(session: AsyncSession, ids: Sequence[UUID]) -> Picture:
     return seen
 
 
-def copy_of(row: ReplicaTable, left: Mapping[UUID, str]) -> Copy:
+def copy_of(row: ReplicaTable, left: Mapping[UUID, str], now: datetime) -> Copy:
     """What rollout.py needs of a replica; `left`: the nodes that are drained."""
     facts = (str(row.id), row.generation, row.status, row.intent, row.created_at.timestamp())
-    return Copy(*facts, leaves=left.get(row.node_id))
+    proven = row.status == "ready" and row.ready_at is not None and now - row.ready_at >= timedelta(seconds=PROVEN_S)
+    return Copy(*facts, leaves=left.get(row.node_id), proven=proven)
+
+
+def steps_of(endpoint: EndpointTable, copies: Sequence[Copy]) -> Steps:
+    """What rollout.py says of an endpoint with these replicas, in the state that its circuit is in."""
+    circuit = life.circuit_of(endpoint)
+    may_start, is_probe = not circuit.is_open, circuit.is_half_open
+    return next_steps(copies, endpoint.desired, endpoint.revision, may_start=may_start, is_probe=is_probe)
 
 
 def need_of(spec: RevisionSpec, excess: dict[tuple[str, DeviceKind], int]) -> Need:

@@ -26,6 +26,8 @@ class Copy:
     intent: Intent
     created_at: float
     leaves: str | None = None
+    proven: bool = False
+    """It has been ready for a while."""
 
     @property
     def counts(self) -> bool:
@@ -45,8 +47,11 @@ class Steps:
     release: tuple[tuple[str, str], ...] = ()
 
 
-def next_steps(copies: Sequence[Copy], desired: int, generation: int, *, may_start: bool) -> Steps:
-    """What brings `copies` nearer to `desired` replicas of `generation`. `may_start`: the circuit is closed."""
+def next_steps(
+    copies: Sequence[Copy], desired: int, generation: int, *, may_start: bool, is_probe: bool = False
+) -> Steps:
+    """What brings `copies` nearer to `desired` replicas of `generation`. `may_start`: the circuit is not open.
+    `is_probe`: it is half open, so one is started alone, and others once one has proved itself."""
     live = [copy for copy in copies if copy.counts]
     current = [copy for copy in live if copy.generation == generation and copy.leaves is None]
     old = [copy for copy in live if copy.generation != generation or copy.leaves is not None]
@@ -60,7 +65,10 @@ def next_steps(copies: Sequence[Copy], desired: int, generation: int, *, may_sta
     staying = len(serving[:bridging])
     missing = max(0, desired - len(current))
     room = max(0, desired + SURGE - len(current) - staying)
-    return Steps(min(missing, room) if may_start else 0, tuple(release))
+    start = min(missing, room) if may_start else 0
+    if is_probe and not any(copy.proven for copy in live if copy.generation == generation):
+        start = min(start, 0 if current else 1)
+    return Steps(start, tuple(release))
 
 
 def _why(copy: Copy, generation: int) -> str:

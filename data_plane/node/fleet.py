@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 
-from data_plane.node import integrity, launch, logfile, processes, weights_cache
+from data_plane.node import integrity, launch, logfile, processes, quarantine, weights_cache
 from data_plane.node.diff import Action, diff
 from data_plane.node.metrics import NodeMetrics
 from data_plane.node.records import NodePaths, Record, load_all, remove, write_private
@@ -64,6 +64,7 @@ class Fleet:
         self._fetches: dict[str, asyncio.Task[Path]] = {}
         self._waiting: dict[str, asyncio.Task[None]] = {}
         self._verified = integrity.Verified(paths.verified)
+        self._quarantine = quarantine.Quarantine()
         self._closing = threading.Event()
         self._checks: dict[str, asyncio.Task[StartFailure | None]] = {}
         self._replicas: dict[str, RunnerProcess] = {}
@@ -249,16 +250,31 @@ class Fleet:
             self._hold(record).end(StartFailure(message=reason, fatal=False))
             return
         self._metrics.starts.inc()
-        self._hold(record).watch(child, self._check(folder, desired))
+        replica = self._hold(record)
+        replica.watch(child, self._check(folder, desired), lambda: self._mend(replica, desired))
         self.changed.set()
+
+    def _mend(self, replica: RunnerProcess, desired: DesiredReplica) -> bool:
+        """Its weights were found corrupt, and are put aside: once they are had from another node, and it starts from
+        those. False where that cannot be."""
+        is_held = self._replicas.get(desired.id) is replica
+        somebody = self._source is not None and self._source.is_known
+        may = somebody and self._quarantine.may_be_had_anew(desired.spec.artifact)
+        if not is_held or not may or self.is_fenced or self._closing.is_set():
+            return False
+        log.info("replica.mended", replica=desired.id, artifact=desired.spec.artifact)
+        self._begin(desired, settle=False)
+        return True
 
     async def _begin_when_fetched(self, replica: RunnerProcess, desired: DesiredReplica) -> None:
         digest, began = desired.spec.artifact, time.monotonic()
         try:
             folder = await asyncio.shield(self._fetch(digest, desired.spec.model))
         except weights_cache.ArtifactMissing as error:
-            # whoever has it may only be away
-            replica.end(StartFailure(message=str(error), fatal=False))
+            # whoever has it may only be away; where it was here and is corrupt, one refusal is enough
+            corrupt = self._quarantine.told(digest)
+            message = str(error) if corrupt is None else f"{corrupt} {error}"
+            replica.end(StartFailure(message=message, fatal=corrupt is not None))
         except OSError as error:
             reason = (
                 f"The weights of '{desired.spec.model}' could not be written: {error.strerror or error}. Free disk."
@@ -266,6 +282,7 @@ class Fleet:
             replica.end(StartFailure(message=reason, fatal=False))
         else:
             self._note_sound(digest, folder)
+            await asyncio.to_thread(quarantine.discard, folder)
             self._start(replica.record, desired, folder, fetch_s=round(time.monotonic() - began, 4))
         finally:
             self._waiting.pop(desired.id, None)
@@ -314,12 +331,28 @@ class Fleet:
         except OSError:
             seen = None  # one is missing: the reading says which
         fault = await asyncio.to_thread(integrity.fault, folder, digest, model, self._closing.is_set)
-        log.info("artifact.checked", artifact=digest, fault=fault, seconds=round(time.monotonic() - began, 3))
+        log.info(
+            "artifact.checked", artifact=digest, fault=fault and str(fault), seconds=round(time.monotonic() - began, 3)
+        )
         if fault is not None:
-            return StartFailure(message=fault, fatal=True)
+            return await self._condemn(folder, digest, fault)
         if seen is not None:
             self._note(digest, seen)
+            await asyncio.to_thread(quarantine.discard, folder)
         return None
+
+    async def _condemn(self, folder: Path, digest: str, fault: integrity.Fault) -> StartFailure:
+        if not fault.is_corrupt:
+            return StartFailure(message=str(fault), fatal=True)
+        try:
+            await asyncio.to_thread(quarantine.put_aside, folder)
+        except OSError as error:
+            log.error("artifact.not_put_aside", artifact=digest, error=str(error))
+            return StartFailure(message=str(fault), fatal=True)
+        told = f"{fault.message} They were put aside as artifacts/{quarantine.place(folder).name}."
+        self._quarantine.note(digest, told)
+        self._metrics.quarantined.inc()
+        return StartFailure(message=f"{told} {fault.remedy}", fatal=True)
 
     def _note_sound(self, digest: str, folder: Path) -> None:
         """What was fetched was read back then, and need not be read again."""

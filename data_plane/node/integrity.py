@@ -1,8 +1,10 @@
 """Whether an artifact's files still are what its digest says. Read once, and again only where a file has changed since.
 Knows nothing of what is in them."""
 
+import errno
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -13,6 +15,8 @@ from data_plane.weights.mapped import CONFIG, TENSORS, TOKENIZER, TOKENIZER_CONF
 FILES = (CONFIG, TENSORS, TOKENIZER, TOKENIZER_CONFIG)
 """All that the digest covers; the manifest beside them only tells where they came from."""
 CHUNK_BYTES = 4 << 20
+SPOILED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
+"""Of what may go wrong with reading, that which stays so: a file is gone, or the disk cannot read it."""
 Stamp = tuple[tuple[int, int, int], ...]
 """Of each file: bytes, time of its last change in ns, inode."""
 
@@ -47,26 +51,42 @@ def _file_digest(path: Path, is_called_off: Callable[[], bool]) -> str:
     return hasher.hexdigest()
 
 
-def fault(folder: Path, expected: str, model: str, is_called_off: Callable[[], bool] = _goes_on) -> str | None:
-    """The sentence about an artifact whose files are not those of its digest; None where they are. Reads every byte.
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with an artifact's files, as a sentence, and what to do about it, as another. `is_corrupt`: they
+    can be read, or are not there, and will be no better the next time."""
+
+    message: str
+    remedy: str
+    is_corrupt: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}"
+
+
+def fault(folder: Path, expected: str, model: str, is_called_off: Callable[[], bool] = _goes_on) -> Fault | None:
+    """What is wrong with an artifact whose files are not those of its digest; None where they are. Reads every byte.
     Raises GivenUp."""
     try:
         found = digest(folder, is_called_off)
     except OSError as error:
-        return (
+        told = (
             f"The weights of the model '{model}' cannot be read on this machine: {error.strerror or error} "
-            f"({Path(str(error.filename)).name} in artifacts/{folder.name}). {_remedy(model)}"
+            f"({Path(str(error.filename)).name} in artifacts/{folder.name})."
         )
+        return Fault(told, remedy(model), error.errno in SPOILED)
     if found == expected:
         return None
-    return (
+    told = (
         f"The weights of the model '{model}' are corrupt on this machine: {', '.join(FILES[:-1])} and {FILES[-1]} have "
-        f"the digest {found}, and should have {expected}. {_remedy(model)}"
+        f"the digest {found}, and should have {expected}."
     )
+    return Fault(told, remedy(model))
 
 
-def _remedy(model: str) -> str:
-    return f"Delete its folder there, and make it again with `ebb models quantize {model} --quant QUANT --force`."
+def remedy(model: str) -> str:
+    """What to do where no other machine has them."""
+    return f"Make them again with `ebb models quantize {model} --quant QUANT --force`."
 
 
 class Verified:

@@ -21,6 +21,9 @@ class NodeMetrics:
         self.stale = Counter(
             "ebb_node_stale_commands", "Commands that came late and changed nothing.", registry=self.registry
         )
+        self.quarantined = Counter(
+            "ebb_node_artifacts_quarantined", "Artifacts found corrupt and put aside.", registry=self.registry
+        )
         self.start_seconds = Histogram(
             "ebb_node_start_seconds",
             "From the start of a runner's process to ready.",

@@ -104,7 +104,7 @@ class Peers:
         asked = "; ".join(faults) or "there is no other node to ask"
         raise ArtifactMissing(
             f"The weights of the model '{model}' ({digest[:19]}…) are not on this machine, and no other node gave them"
-            f" ({asked}). Start the node that has them, or import the model again with `ebb models add {model} SOURCE`."
+            f" ({asked}). Start the node that has them. {integrity.remedy(model)}"
         )
 
     async def _copy(self, peer: Peer, digest: str, scratch: Path) -> int:

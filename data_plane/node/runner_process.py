@@ -81,12 +81,22 @@ class RunnerProcess:
         self._watch: processes.ExitWatch | None = None
         self._task: asyncio.Task[None] | None = None
         self._check: asyncio.Future[StartFailure | None] | None = None
+        self._found: StartFailure | None = None
+        """What the check of its artifact found."""
+        self._mend: Callable[[], bool] | None = None
         self._pulse = Pulse(settings.hang_s)
 
-    def watch(self, child: subprocess.Popen[bytes] | None, check: Awaitable[StartFailure | None] | None = None) -> None:
+    def watch(
+        self,
+        child: subprocess.Popen[bytes] | None,
+        check: Awaitable[StartFailure | None] | None = None,
+        mend: Callable[[], bool] | None = None,
+    ) -> None:
         """Begins to watch the process of the record; `child` where this agent has started it. It does not count as
-        ready before `check` of its artifact has found nothing, and ends with what it found."""
+        ready before `check` of its artifact has found nothing, and ends with what it found; unless `mend`, called once
+        its process is gone, says that it has begun the replica anew."""
         self._check = None if check is None else asyncio.ensure_future(check)
+        self._mend = mend
         self._watch = processes.ExitWatch(self.record.pid, self.record.identity, child)
         self._task = asyncio.create_task(self._live(self._watch), name=f"replica {self.record.replica_id}")
         self._task.add_done_callback(_report_crash)
@@ -202,15 +212,20 @@ class RunnerProcess:
         judged = self._judge(watch.code)
         if judged is not None and self._verdict is None and self._check is not None:
             # it failed of its own accord: corrupt weights would explain that better than whatever they made it say
-            self._verdict = await self._check
-        self.end(self._verdict or judged)
+            self._found = self._verdict = await self._check
+        has_begun_anew = (
+            self._found is not None and self.record.asked == "run" and self._mend is not None and self._mend()
+        )
+        if not has_begun_anew:
+            self.end(self._verdict or judged)
 
     def _heed_check(self) -> None:
         if self._check is None or not self._check.done():
             return
-        self._verdict = self._check.result()
+        self._found = self._check.result()
+        self._verdict = self._verdict or self._found
         self._check = None
-        if self._verdict is not None:
+        if self._found is not None:
             processes.kill_group(self.record.pid, self.record.identity)
             return
         self._status_stamp = None  # it may have been ready for a while

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from data_plane.node import quarantine
+from data_plane.node.integrity import remedy
 from data_plane.wire.names import is_digest
 
 
@@ -18,6 +20,12 @@ def resolve(artifacts: Path, digest: str, model: str) -> Path:
         )
     folder = artifacts / digest.replace(":", "-")
     if not (folder / "manifest.json").is_file():
+        aside = quarantine.place(folder)
+        if aside.is_dir():
+            raise ArtifactMissing(
+                f"The weights of the model '{model}' ({digest[:19]}…) were corrupt on this machine and were put aside"
+                f" (artifacts/{aside.name}). {remedy(model)}"
+            )
         raise ArtifactMissing(
             f"The weights of the model '{model}' ({digest[:19]}…) are not on this machine."
             f" Remove the model with `ebb models rm {model}` and import it again with `ebb models add {model} SOURCE`."

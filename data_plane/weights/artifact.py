@@ -27,6 +27,7 @@ from data_plane.weights.mapped import (
     artifact_folder,
     combine_digests,
     open_mapped,
+    verify_artifact,
 )
 from data_plane.weights.safetensors_file import DTYPES as STORED_DTYPES
 from data_plane.weights.safetensors_file import view_tensors
@@ -191,11 +192,12 @@ def _tensor_bytes(span: TensorSpan, tensor: torch.Tensor) -> memoryview:
 
 
 def _publish(folder: Path, final: Path, discard: Path) -> Path:
-    """Renames `folder` to `final`, unless a sound artifact is there: equal digests are equal values."""
+    """Renames `folder` to `final`, unless a sound artifact is there: equal digests are equal values. What is there is
+    read whole for that: one flipped byte is reason enough to make an artifact again."""
     _sync_folder(folder)
     if final.exists():
-        with suppress(ArtifactError):  # a damaged one is replaced below; it was never what its name says
-            open_artifact(final)
+        with suppress(ArtifactError, OSError):  # a damaged one is replaced below; it is not what its name says
+            verify_artifact(final)
             return final
         final.rename(discard)
     try:

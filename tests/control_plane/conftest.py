@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -24,6 +25,13 @@ from control_plane.db.migrate import upgrade
 from control_plane.db.session import Database
 from control_plane.settings import Settings
 from control_plane.tenants.service import ensure_key, ensure_tenant
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`-m servers` picks what the server of EBB_TEST_DATABASE_URL makes a difference to."""
+    for item in items:
+        if "postgres_url" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.servers)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,6 +65,11 @@ def postgres_url() -> Generator[str]:
         return
     folder = tempfile.mkdtemp(prefix="ebb-pg-")
     server = get_server(folder, cleanup_mode="stop")
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        # nobody cuts the power of a test, and making a database for each waits for the disk otherwise
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+            connection.execute(sql.SQL("alter system set {} = off").format(sql.Identifier(setting)))
+        connection.execute("select pg_reload_conf()")
     try:
         yield server.get_uri()
     finally:
@@ -96,13 +109,20 @@ def empty_database_url(postgres_url: str) -> Generator[str]:
     _drop(postgres_url, name)
 
 
-@pytest.fixture
-def database_url(postgres_url: str, template: str) -> Generator[str]:
-    """A migrated database of this test alone."""
+@contextmanager
+def migrated(postgres_url: str, template: str) -> Generator[str]:
+    """A migrated database, as long as the block runs."""
     name = f"ebb_test_{uuid4().hex[:12]}"
     _create(postgres_url, name, template)
     yield _with_database(postgres_url, name)
     _drop(postgres_url, name)
+
+
+@pytest.fixture
+def database_url(postgres_url: str, template: str) -> Generator[str]:
+    """A migrated database of this test alone."""
+    with migrated(postgres_url, template) as url:
+        yield url
 
 
 @pytest.fixture

@@ -6,11 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.promises.running import Platform
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`-m platform` picks what shares the one platform, `-m "not platform"` what can run beside it."""
+    for item in items:
+        if HERE in item.path.parents and "bare" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.platform)
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +55,11 @@ def fresh_home() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def tiny_hf_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in Hugging Face layout: a random Llama of two layers and a byte-level tokenizer."""
+    # seconds to import, which most promises have no use for
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     folder = tmp_path_factory.mktemp("tiny")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

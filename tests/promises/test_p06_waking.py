@@ -109,7 +109,7 @@ def test_what_cannot_start_fails_its_waiters_at_once(stocked: Platform, tiny_hf_
     shutil.rmtree(weights.parent, ignore_errors=True)
 
 
-def test_corrupt_weights_are_told_with_both_digests_and_never_served(stocked: Platform, tiny_hf_model: Path) -> None:
+def test_corrupt_weights_are_put_aside_never_served_and_made_again(stocked: Platform, tiny_hf_model: Path) -> None:
     stocked.ebb("models", "add", "flipped", f"file:{tiny_hf_model}", "--wait")
     digest = stocked.rest("GET", "/api/v1/models/flipped").json()["artifact"]
     weights = stocked.home / "artifacts" / digest.replace(":", "-") / "model.safetensors"
@@ -122,6 +122,13 @@ def test_corrupt_weights_are_told_with_both_digests_and_never_served(stocked: Pl
     assert answer.status_code == 503, answer.text
     message = answer.json()["error"]["message"]
     assert digest in message and len(re.findall("sha256:[0-9a-f]{64}", message)) == 2, message
+    assert "ebb models quantize flipped" in message and not weights.exists()
+    aside = weights.parent.with_name(".quarantined-" + weights.parent.name)
+    assert (aside / weights.name).read_bytes() == raw
+    stocked.ebb("models", "quantize", "flipped", "--quant", "bf16", "--force", "--wait")
+    asked: dict[str, object] = {"prompt": "x", "max_tokens": 1}
+    wait_for("it to be served", lambda: stocked.post("flipped", "completions", json=asked).status_code == 200, 30)
+    assert not aside.exists()
     stocked.ebb("rm", "flipped")
     stocked.ebb("models", "rm", "flipped")
     shutil.rmtree(weights.parent)

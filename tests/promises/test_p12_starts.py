@@ -19,6 +19,7 @@ import pytest
 import pytest_asyncio
 
 from control_plane.endpoints.states import Circuit, after_failure, half_open
+from control_plane.placement.rollout import next_steps
 from data_plane.node.cleanup import stop_all
 from tests.fakes.node_agent import FAKE_RUNNER, agent_here, desired, make_artifact
 from tests.fakes.node_control import FakeControl
@@ -159,19 +160,28 @@ async def test_f8_and_f9_weights_that_are_not_those_are_refused_once(home: Path,
         await control.until_phase("r2", "ready")
 
 
-def test_f10_one_that_ends_again_and_again_is_started_ever_more_rarely() -> None:
-    """Somebody asks all the time, and each start dies after its first token: 0.5 s after it was asked for."""
-    circuit, now, starts = Circuit(), 0.0, []
+@pytest.mark.parametrize("lives_s", [0.0, 0.5, 59.0, 61.0])
+@pytest.mark.parametrize("desired", [1, 4])
+def test_f10_one_that_ends_again_and_again_is_started_ever_more_rarely(lives_s: float, desired: int) -> None:
+    """Somebody asks all the time, and all that was started dies `lives_s` after it was ready. Waves of starts: four
+    replicas that were never seen to fail do so together, and each wave counts once."""
+    circuit, now, waves, sizes = Circuit(), 0.0, list[float](), list[int]()
     while now < 3600.0:
         probe = half_open(circuit, now)
         if probe is None:
             assert circuit.retry_at is not None
             now = circuit.retry_at
             continue
-        starts.append(now)
-        now += 0.5
-        circuit = after_failure(probe, fatal=False, lived_s=0.2, now=now)
-    gaps = [later - at for at, later in pairwise(starts)]
+        steps = next_steps([], desired, 1, may_start=not probe.is_open, is_probe=probe.is_half_open)
+        waves.append(now)
+        sizes.append(steps.start)
+        now += lives_s
+        circuit = probe
+        for _ in range(steps.start):
+            circuit = after_failure(circuit, fatal=False, lived_s=lives_s, now=now)
+    gaps = [later - at for at, later in pairwise(waves)]
     assert gaps == sorted(gaps) and gaps[-1] >= 60.0
-    assert max(sum(at <= start < at + 600.0 for start in starts) for at in starts if at > 120.0) <= 10
-    assert sum(start < 600.0 for start in starts) <= 18, "the first minutes try sooner"
+    assert max(sum(at <= one < at + 600.0 for one in waves) for at in waves) <= 10, "CPU: ten loads in ten minutes"
+    if lives_s < 60.0:
+        opened = next(at for at, gap in enumerate(gaps) if gap >= lives_s + 1.0)
+        assert gaps[opened] == lives_s + 1.0 and set(sizes[opened + 1 :]) == {1}, "then one probe at a time"

@@ -10,11 +10,13 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import psutil
 import pytest
 
 from data_plane.node.processes import identity
+from data_plane.router.runner_client import CONNECT_TIMEOUT_S
 from tests.promises.faults import Seen
 from tests.promises.machines import LEASE_S, LONG_LEASE_S, Machines, events, failures, under_load
 from tests.promises.networks import Switch, why_not
@@ -22,6 +24,8 @@ from tests.promises.networks import Switch, why_not
 REASON = why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"no network namespaces: {REASON}")
 SILENCE_S = 1.5 * LEASE_S
+BUSY_S = 2.0
+"""What a busy machine may add to a bound."""
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +70,19 @@ async def test_f11_an_agent_that_is_killed_finds_its_runner_again(machines: Mach
 
 async def test_f14_cut_off_from_the_gateway_others_take_its_requests(machines: Machines) -> None:
     async with under_load(machines) as seen:
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.5)
+        cut_at = time.monotonic()
         machines.switch.cut("g", "a")
         try:
             await asyncio.sleep(4.0)
         finally:
             machines.switch.mend("g", "a")
     assert not failures(seen)
-    assert longest_s(seen) < 30.0, "nobody waited for the dead link as long as links may be dead"
+    calm, lost = [one for one in seen if one.at[-1] < cut_at], [one for one in seen if one.at[-1] >= cut_at]
+    within_s = CONNECT_TIMEOUT_S + 1.0
+    took_s, calm_s = p99_wait_s(lost), p99_wait_s(calm)
+    print(f"F14: p99 of the longest wait for a byte {took_s:.2f} s over the cut, {calm_s:.2f} s before it")
+    assert took_s < within_s + BUSY_S, f"{within_s:g} s where nothing else keeps the machine"
 
 
 async def test_f44_a_copy_of_a_node_is_refused_while_the_first_is_heard(machines: Machines) -> None:
@@ -159,8 +168,11 @@ async def test_f12_what_ran_on_a_node_that_died_runs_elsewhere(machines: Machine
     assert took_s > LEASE_S and events(machines, "b")[-2:] == ["lost", "ready"]
 
 
-def longest_s(seen: list[Seen]) -> float:
-    return max(one.at[-1] - one.began for one in seen)
+def p99_wait_s(seen: list[Seen]) -> float:
+    """Of each request the longest time without a byte, from its beginning on: that long it took to be told of the loss,
+    or for another replica to go on with it. Of those the 99th percentile."""
+    waits = sorted(max(later - at for at, later in pairwise([one.began, *one.at])) for one in seen)
+    return waits[int(0.99 * (len(waits) - 1))]
 
 
 def runners(machines: Machines) -> list[int]:

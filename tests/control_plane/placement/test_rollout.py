@@ -51,6 +51,18 @@ def test_an_open_circuit_starts_nothing(copies: list[Copy], desired: int, genera
     assert next_steps(copies, desired, generation, may_start=False).start == 0
 
 
+@given(fleets(), st.integers(0, 5))
+def test_a_half_open_circuit_tries_one_and_all_once_that_has_proved_itself(copies: list[Copy], desired: int) -> None:
+    probing = next_steps(copies, desired, 3, may_start=True, is_probe=True)
+    plain = next_steps(copies, desired, 3, may_start=True)
+    current = [copy for copy in copies if copy.counts and copy.generation == 3]
+    assert probing.start == min(plain.start, 0 if current else 1) and probing.release == plain.release
+    proven = [dataclasses.replace(copy, proven=copy.ready) for copy in copies]
+    if any(copy.ready for copy in current):
+        assert next_steps(proven, desired, 3, may_start=True, is_probe=True) == plain
+    assert next_steps(proven, desired, 3, may_start=False, is_probe=True).start == 0
+
+
 def test_one_wake_is_one_replica() -> None:
     copies = apply([], 1, 1, 0)
     assert len(copies) == 1 and next_steps(copies, 1, 1, may_start=True).start == 0

@@ -22,6 +22,7 @@ from data_plane.weights.mapped import verify_artifact
 from data_plane.weights.progress import Progress as Reporter
 from data_plane.weights.sources import fetch
 from data_plane.wire.jobs import ImportFailure, ImportLine, ImportResult, Progress
+from tests.fakes.imports import run_forked
 
 _LINE: msgspec.json.Decoder[Any] = msgspec.json.Decoder(ImportLine)
 
@@ -33,8 +34,11 @@ def command(source: str, root: Path, *more: str) -> list[str]:
 
 def run(source: str, root: Path, *more: str, **environment: str) -> tuple[int, list[Progress], Any]:
     """Exit code, progress lines and the last line, each decoded as the control plane decodes it."""
-    env = os.environ | {"HF_HOME": str(root / "hf")} | environment
-    done = subprocess.run(command(source, root, *more), capture_output=True, env=env, timeout=120, check=False)
+    if source.startswith("hf:"):  # the hub's library reads its environment when it is imported
+        env = os.environ | {"HF_HOME": str(root / "hf")} | environment
+        done = subprocess.run(command(source, root, *more), capture_output=True, env=env, timeout=120, check=False)
+    else:
+        done = run_forked(command(source, root, *more)[3:], root, environment)
     lines = [_LINE.decode(line) for line in done.stdout.splitlines()]
     assert lines, done.stderr.decode()
     assert all(isinstance(line, Progress) for line in lines[:-1])
