@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from control_plane.autoscaler.bearing import Bearing, measured
+from control_plane.autoscaler.habits import FRESH_S, Habits, together
 from control_plane.autoscaler.keepalive import History, Plan, Terms, idle_limit_s, plan, wake
 from control_plane.autoscaler.policy import Decision, GatewayDemand, Limits, Observation, decide
 from control_plane.autoscaler.window import PANIC_S, STABLE_S, Rates, Sample, peak, rates
@@ -94,6 +95,7 @@ class Ebb:
         self._terms = Terms(settings.start_s, int(settings.memory_gb * GB), settings.worth if worth is None else worth)
         self._histories: dict[int, History] = {}
         self._plans: dict[int, tuple[float, Plan]] = {}
+        self._habits, self._counted_at = Habits(), -math.inf
 
     def resumed(self, endpoint: Endpoint, now: float) -> None:
         """Learn the idle time that ends."""
@@ -124,8 +126,15 @@ class Ebb:
         known = self._plans.get(endpoint.number)
         if known is None or known[0] != began:
             history = self._histories.setdefault(endpoint.number, History())
-            known = self._plans[endpoint.number] = (began, plan(history, self._terms, self._epoch + began))
+            habits = self._of_all(began)
+            known = self._plans[endpoint.number] = (began, plan(history, self._terms, self._epoch + began, habits))
         return known[1]
+
+    def _of_all(self, now: float) -> Habits:
+        if now - self._counted_at >= FRESH_S:
+            starts = (history.starts for history in self._histories.values())
+            self._habits, self._counted_at = together(starts, self._epoch + now), now
+        return self._habits
 
 
 class Knative:
