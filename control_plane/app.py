@@ -95,8 +95,8 @@ async def metrics(metrics_of_app: NamedDependency[telemetry.Metrics]) -> Respons
 
 def create_app(settings: Settings, *, extra_loops: Sequence[Loop] = (), leads: bool = True) -> Litestar:
     """The application. Its database, bells and loops start and end with its lifespan; `leads=False`: no loops."""
-    database = Database(settings.database_url)
     bells = Bells(settings.database_url)
+    database = Database(settings.database_url, rung=bells.rung_here, origin=bells.origin)
     people = Bulkhead()
     keys = KeyCache(database, bells)
     leader = Leader(database, bells, settings.instance, [*loops(settings, bells), *extra_loops])

@@ -35,6 +35,7 @@ class AutoscalerLoop:
 
     name = "autoscaler"
     topics: tuple[str, ...] = ("endpoints",)
+    is_lazy = True
     interval_s = TICK_S
 
     def __init__(self) -> None:

@@ -86,7 +86,7 @@ async def made(session: AsyncSession, model_id: UUID, result: ImportResult) -> N
     quant = word(result.quantization)
     data = {"artifact": result.artifact, "quant": quant, "quality": result.quality, "speed": result.speed}
     await record(session, model.tenant_id, "model", model.name, "quantized", f"Its {quant} artifact is ready.", data)
-    await ring(session, "endpoints")
+    ring(session, "endpoints")
 
 
 async def keep(session: AsyncSession, model_id: UUID, result: ImportResult) -> None:

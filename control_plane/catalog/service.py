@@ -100,7 +100,7 @@ async def remove_model(session: AsyncSession, tenant_id: UUID, name: str) -> Non
     open_jobs = (JobTable.subject == row.id) & JobTable.status.in_(("queued", "running"))
     await session.execute(update(JobTable).where(open_jobs).values(status="failed", error="The model was removed."))
     await record(session, tenant_id, "model", name, "removed", "by request")
-    await ring(session, "jobs")
+    ring(session, "jobs")
 
 
 async def import_done(session: AsyncSession, model_id: UUID, result: ImportResult) -> None:
@@ -115,7 +115,7 @@ async def import_done(session: AsyncSession, model_id: UUID, result: ImportResul
     quant = quantization.word(result.quantization)
     data = {"artifact": result.artifact, "parameters": result.parameters, "quant": quant}
     await record(session, row.tenant_id, "model", row.name, "ready", f"Imported from {row.source}.", data)
-    await ring(session, "endpoints", "placement", "routes")
+    ring(session, "endpoints", "placement", "routes")
 
 
 async def import_failed(session: AsyncSession, model_id: UUID, reason: str) -> None:

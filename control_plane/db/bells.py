@@ -1,18 +1,23 @@
 """Wakes whoever waits for a change of rows, in any process, by PostgreSQL's LISTEN/NOTIFY. A bell says only that
 something changed under a topic; what changed is read from the rows. Knows nothing of who waits or why.
 
-Topics in use: `keys` (API keys), `routes` (anything gateways see), `node:<id>` (a node's desired state), `placement`,
-`endpoints` (autoscaler), `jobs`, `events`.
+Who waits in the process that made the change hears of it as soon as it has committed, without the way through the
+server: a wake rings four times before its first token.
+
+Topics in use: `keys` (API keys), `routes` (where gateways may send requests), `progress` (what else they see: how far a
+start is), `node:<id>` (a node's desired state), `placement`, `endpoints` (autoscaler), `jobs`, `events`.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Generator
+import secrets
+from collections.abc import Generator, Iterable
 
 import psycopg
 import structlog
-from sqlalchemy import func, select
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from control_plane.db import metrics
 from control_plane.db.backoff import pause_s
@@ -20,13 +25,36 @@ from control_plane.db.backoff import pause_s
 CHANNEL = "ebb"
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
+LAZY_S = 0.15
+"""What can wait is heard so much later, once for all that rang meanwhile: it shall not keep a wake from its work."""
+PENDING, RUNG, ORIGIN = "ebb_bells", "ebb_bells_rung", "ebb_origin"
+"""Where a session keeps the bells that its commit rings, those it has rung, and who it is."""
+MARK = "|"
+
+_NOTIFY = text("select pg_notify(:channel, bell) from unnest(cast(:bells as text[])) as bell")
 
 log = structlog.get_logger("control_plane.bells")
 
 
-async def ring(session: AsyncSession, *topics: str) -> None:
+def ring(session: AsyncSession | Session, *topics: str) -> None:
     """Rings `topics` when this transaction commits; a rollback rings nothing, a repeated topic rings once."""
-    await session.execute(select(*(func.pg_notify(CHANNEL, topic) for topic in topics)))
+    session.info.setdefault(PENDING, {}).update(dict.fromkeys(topics))
+
+
+@event.listens_for(Session, "before_commit")
+def _ring_pending(session: Session) -> None:
+    topics: dict[str, None] = session.info.pop(PENDING, {})
+    if not topics:
+        return
+    origin = str(session.info.get(ORIGIN, ""))
+    session.execute(_NOTIFY, {"channel": CHANNEL, "bells": [f"{topic}{MARK}{origin}" for topic in topics]})
+    session.info.setdefault(RUNG, {}).update(topics)
+
+
+@event.listens_for(Session, "after_rollback")
+def _drop_pending(session: Session) -> None:
+    session.info.pop(PENDING, None)
+    session.info.pop(RUNG, None)
 
 
 class Listener:
@@ -35,6 +63,7 @@ class Listener:
     def __init__(self, bells: "Bells") -> None:
         self._bells = bells
         self._rung = asyncio.Event()
+        self._later: asyncio.TimerHandle | None = None
 
     @property
     def closing(self) -> bool:
@@ -63,14 +92,31 @@ class Listener:
         """Wakes the waiter, or lets its next wait return at once."""
         self._rung.set()
 
+    def ring_later(self) -> None:
+        """The same in LAZY_S, however often it rings until then."""
+        if self._later is None:
+            self._later = asyncio.get_running_loop().call_later(LAZY_S, self._ripe)
+
+    def close(self) -> None:
+        """Nobody waits any more."""
+        if self._later is not None:
+            self._later.cancel()
+
+    def _ripe(self) -> None:
+        self._later = None
+        self.ring()
+
 
 class Bells:
-    """One LISTEN connection of this process, shared by all its listeners."""
+    """One LISTEN connection of this process, shared by all its listeners. `origin`: what its own bells are marked with,
+    so that what `rung_here` has told is not told again."""
 
     def __init__(self, database_url: str) -> None:
         self.closing = False
+        self.origin = secrets.token_hex(4)
         self._database_url = database_url
-        self._listeners: dict[str, set[Listener]] = {}
+        self._listeners: dict[str, dict[Listener, bool]] = {}
+        """By topic; whether it is in no hurry."""
         self._task: asyncio.Task[None] | None = None
         self._connected = asyncio.Event()
 
@@ -94,17 +140,20 @@ class Bells:
         self._ring_all()
 
     @contextlib.contextmanager
-    def listen(self, *topics: str) -> Generator[Listener]:
-        """Ears for `topics`. Enter it before reading the rows, so that a change after the reading is heard."""
+    def listen(self, *topics: str, lazily: tuple[str, ...] = ()) -> Generator[Listener]:
+        """Ears for `topics`, and for those that may be heard LAZY_S later. Enter it before reading the rows, so that a
+        change after the reading is heard."""
         listener = Listener(self)
-        for topic in topics:
-            self._listeners.setdefault(topic, set()).add(listener)
+        hurries = {**dict.fromkeys(lazily, True), **dict.fromkeys(topics, False)}
+        for topic, is_lazy in hurries.items():
+            self._listeners.setdefault(topic, {})[listener] = is_lazy
         try:
             yield listener
         finally:
-            for topic in topics:
+            listener.close()
+            for topic in hurries:
                 ears = self._listeners[topic]
-                ears.discard(listener)
+                ears.pop(listener, None)
                 if not ears:
                     del self._listeners[topic]
 
@@ -115,8 +164,13 @@ class Bells:
 
     def rung(self, topic: str) -> None:
         """A bell was heard: wakes the listeners of its topic."""
-        for listener in self._listeners.get(topic, ()):
-            listener.ring()
+        for listener, is_lazy in self._listeners.get(topic, {}).items():
+            listener.ring_later() if is_lazy else listener.ring()
+
+    def rung_here(self, topics: Iterable[str]) -> None:
+        """A transaction of this process has committed that rang `topics`."""
+        for topic in topics:
+            self.rung(topic)
 
     def _ring_all(self) -> None:
         for ears in self._listeners.values():
@@ -147,5 +201,7 @@ class Bells:
             self._connected.set()
             self._ring_all()
             async for notification in connection.notifies():
-                self.rung(notification.payload)
+                topic, _, origin = notification.payload.partition(MARK)
+                if origin != self.origin:
+                    self.rung(topic)
         raise psycopg.OperationalError("the LISTEN connection ended")

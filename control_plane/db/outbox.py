@@ -48,5 +48,5 @@ async def enqueue(
     session.add(row)
     await session.flush()
     await session.refresh(row)
-    await ring(session, "jobs")
+    ring(session, "jobs")
     return row

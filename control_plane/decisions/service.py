@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.decisions.tables import DecisionTable
@@ -51,8 +51,8 @@ async def record(
     outcome: dict[str, Any],
 ) -> None:
     """Adds a decision to this transaction."""
-    await session.execute(
-        insert(DecisionTable).values(
+    session.add(
+        DecisionTable(
             tenant_id=tenant_id,
             kind=kind,
             subject=subject,

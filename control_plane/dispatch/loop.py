@@ -40,6 +40,7 @@ class DispatchLoop:
 
     name = "dispatch"
     topics: tuple[str, ...] = ()
+    is_lazy = False
 
     def __init__(self, terms: LeaseTerms, *, grace_s: float | None = None) -> None:
         self._silence_s = terms.silence_s
@@ -129,7 +130,7 @@ async def _stop_long_drains(leadership: Leadership) -> None:
             replica.intent = "stop"
             replica.reason = "It did not finish its requests in time."
             await session.flush()
-            await ring(session, f"node:{replica.node_id}")
+            ring(session, f"node:{replica.node_id}")
 
 
 async def _count(session: AsyncSession) -> None:

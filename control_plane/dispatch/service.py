@@ -2,15 +2,15 @@
 wanted or where another could go."""
 
 import hashlib
+from datetime import datetime
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.db import metrics as store
 from control_plane.db.bells import ring
-from control_plane.db.clock import db_now
 from control_plane.dispatch import forgotten
 from control_plane.dispatch.diff import Change, Ended, Seen, Stray, Wanted, compare
 from control_plane.endpoints import life, measured, starts
@@ -42,29 +42,35 @@ PHASE_REASONS: dict[ReplicaPhase, str] = {
     "draining": "The runner finishes its requests and takes no more.",
 }
 
+_OF_NODE = select(ReplicaTable).where(ReplicaTable.node_id == bindparam("node_id"), ReplicaTable.status.not_in(ENDED))
+_NAMED_OF_NODE = (
+    select(ReplicaTable, EndpointTable.name)
+    .join(EndpointTable, EndpointTable.id == ReplicaTable.endpoint_id)
+    .where(ReplicaTable.node_id == bindparam("node_id"), ReplicaTable.status.not_in(ENDED))
+    .order_by(ReplicaTable.created_at, ReplicaTable.id)
+)
+
 
 async def desired_state(session: AsyncSession, node_id: UUID, terms: LeaseTerms, epoch: int = 0) -> DesiredState:
     """All that the node must run, park, drain or stop. Raises Missing; and StaleEpoch where the asking agent's `epoch`
     (0: it did not say) is over."""
-    node = await nodes.present(session, node_id)
+    everyone = {row.id: row for row in await nodes.everyone(session)}
+    node = everyone.get(node_id)
+    if node is None:
+        raise nodes.missing(node_id)
     if 0 < epoch < node.epoch:
         raise StaleEpoch(f"node '{node.name}'", epoch)
-    query = (
-        select(ReplicaTable, EndpointTable.name)
-        .join(EndpointTable, EndpointTable.id == ReplicaTable.endpoint_id)
-        .where(ReplicaTable.node_id == node_id, ReplicaTable.status.not_in(ENDED))
-        .order_by(ReplicaTable.created_at, ReplicaTable.id)
-    )
     replicas = tuple(
         DesiredReplica(
             str(row.id), name, row.generation, row.intent, msgspec.convert(row.spec, ReplicaSpec), str(row.endpoint_id)
         )
-        for row, name in (await session.execute(query))
+        for row, name in (await session.execute(_NAMED_OF_NODE, {"node_id": node_id}))
     )
     keys = tuple(await key_records(session))
     peers = tuple(
         Peer(str(other.id), other.name, other.agent_url, peer_token(other.agent_token, str(node_id)))
-        for other in await nodes.others(session, node)
+        for other in everyone.values()
+        if other.id != node_id and other.status != "joined"
     )
     told = (replicas, keys, peers, terms.lease_s)
     return DesiredState(hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:24], *told)
@@ -98,12 +104,13 @@ async def take_report(
     if order.is_late(node_id, report):
         store.STALE.labels("report").inc()
         return 0
-    found = await _compare(session, node_id, report)
+    rows = await _rows(session, node_id)
+    found = _compare(rows, node.last_seen_at, report)
     strays = {change.id for change in found if isinstance(change, Stray)}
     if strays and await forgotten.take_back(session, node, [each for each in report.replicas if each.id in strays]):
-        found = await _compare(session, node_id, report)
+        rows = await _rows(session, node_id)
+        found = _compare(rows, node.last_seen_at, report)
     changes = [change for change in found if not isinstance(change, Stray)]
-    rows = await _rows(session, node_id)
     news = {rows[change.id].endpoint_id for change in changes if _is_news(rows[change.id], change)}
     taught: list[tuple[ReplicaTable, bool]] = []
     for endpoint_id in sorted(news):
@@ -162,15 +169,13 @@ async def replica_counts(session: AsyncSession) -> dict[UUID, int]:
 
 
 async def _rows(session: AsyncSession, node_id: UUID) -> dict[str, ReplicaTable]:
-    query = select(ReplicaTable).where(ReplicaTable.node_id == node_id, ReplicaTable.status.not_in(ENDED))
-    return {str(row.id): row for row in (await session.execute(query)).scalars()}
+    return {str(row.id): row for row in (await session.execute(_OF_NODE, {"node_id": node_id})).scalars()}
 
 
-async def _compare(session: AsyncSession, node_id: UUID, report: NodeReport) -> tuple[Change, ...]:
-    now = await db_now(session)
+def _compare(rows: dict[str, ReplicaTable], now: datetime, report: NodeReport) -> tuple[Change, ...]:
     wanted = [
         Wanted(id, row.generation, row.status, row.intent, (now - row.created_at).total_seconds())
-        for id, row in (await _rows(session, node_id)).items()
+        for id, row in rows.items()
     ]
     return compare(wanted, report.replicas)
 
@@ -220,10 +225,10 @@ async def _see(session: AsyncSession, held: Held, replica: ReplicaTable, change:
         reason = PHASE_REASONS[change.to] if replica.intent == "run" else replica.reason
         await life.move(session, held, replica, change.to, reason)
     elif replica.spans != before:
-        await starts.note(session, replica, held.now)
+        starts.note(await starts.of(session, replica), replica, held.now)
     if change.to is None and moved:
         # an adopted runner may have another address or token: gateways must hear of it
-        await ring(session, "routes")
+        ring(session, "routes")
 
 
 def _facts(row: ReplicaTable, seen: ObservedReplica) -> tuple[object, ...]:

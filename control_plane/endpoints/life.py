@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.db.bells import ring
-from control_plane.db.clock import db_now, unix
+from control_plane.db.clock import unix
 from control_plane.decisions import service as decisions
 from control_plane.endpoints import metrics, starts
 from control_plane.endpoints.states import (
@@ -25,6 +25,24 @@ from control_plane.endpoints.states import (
 from control_plane.endpoints.tables import EndpointTable, ReplicaTable
 from control_plane.events.service import record
 from data_plane.wire.fleet import ReplicaPhase, StartFailure
+
+# Statements that are asked often are built once: building one takes as long as running it.
+_LOCKED = (
+    select(EndpointTable)
+    .where(EndpointTable.id == bindparam("id"))
+    .with_for_update(key_share=True)
+    .execution_options(populate_existing=True)
+)
+_MOMENT = select(func.clock_timestamp().label("now")).subquery()
+# the time of when the row is held, with the replicas as they are then
+_NOW_WITH_REPLICAS = (
+    select(_MOMENT.c.now, ReplicaTable)
+    .outerjoin_from(
+        _MOMENT, ReplicaTable, (ReplicaTable.endpoint_id == bindparam("id")) & ReplicaTable.status.not_in(ENDED)
+    )
+    .order_by(ReplicaTable.created_at)
+    .execution_options(populate_existing=True)
+)
 
 
 @dataclass
@@ -48,9 +66,8 @@ class Held:
 
 async def hold(session: AsyncSession, endpoint_id: UUID) -> Held | None:
     """Locks the endpoint until the transaction ends. None where there is no such row (a deleted endpoint has one)."""
-    query = select(EndpointTable).where(EndpointTable.id == endpoint_id)
-    locked = query.with_for_update(key_share=True).execution_options(populate_existing=True)
-    return await _with_replicas(session, (await session.execute(locked)).scalar_one_or_none())
+    locked = await session.execute(_LOCKED, {"id": endpoint_id})
+    return await _with_replicas(session, locked.scalar_one_or_none())
 
 
 async def peek(session: AsyncSession, endpoint_id: UUID) -> Held | None:
@@ -61,9 +78,9 @@ async def peek(session: AsyncSession, endpoint_id: UUID) -> Held | None:
 async def _with_replicas(session: AsyncSession, endpoint: EndpointTable | None) -> Held | None:
     if endpoint is None:
         return None
-    alive = select(ReplicaTable).where(ReplicaTable.endpoint_id == endpoint.id, ReplicaTable.status.not_in(ENDED))
-    rows = await session.execute(alive.order_by(ReplicaTable.created_at).execution_options(populate_existing=True))
-    return Held(endpoint, list(rows.scalars()), await db_now(session))
+    rows = await session.execute(_NOW_WITH_REPLICAS, {"id": endpoint.id})
+    found: list[tuple[datetime, ReplicaTable | None]] = [(now, replica) for now, replica in rows]
+    return Held(endpoint, [replica for _, replica in found if replica is not None], found[0][0])
 
 
 def view(replica: ReplicaTable) -> ReplicaView:
@@ -71,8 +88,9 @@ def view(replica: ReplicaTable) -> ReplicaView:
     return ReplicaView(replica.status, replica.intent)
 
 
-async def settle(session: AsyncSession, held: Held, reason: str) -> None:
-    """Derives the endpoint's state anew; a change becomes an event with `reason`. Tells gateways."""
+async def settle(session: AsyncSession, held: Held, reason: str, *, is_progress: bool = False) -> None:
+    """Derives the endpoint's state anew; a change becomes an event with `reason`. Tells gateways; `is_progress`: soon,
+    since nothing changes for where they send requests."""
     endpoint = held.endpoint
     views = [view(replica) for replica in held.replicas]
     state = endpoint_state(endpoint.desired, views, failed=endpoint.retry_at is not None)
@@ -80,8 +98,7 @@ async def settle(session: AsyncSession, held: Held, reason: str) -> None:
         data = {"from": endpoint.state, "to": state, "desired": endpoint.desired}
         endpoint.state, endpoint.reason = state, reason
         await record(session, endpoint.tenant_id, "endpoint", endpoint.name, state, reason, data)
-    await session.flush()
-    await ring(session, "routes")
+    ring(session, "progress" if is_progress else "routes")
 
 
 async def set_desired(
@@ -99,10 +116,11 @@ async def set_desired(
     else:
         endpoint.obstacle = None
         endpoint.reason = reason
+    is_more = desired > endpoint.desired
     endpoint.desired = desired
     await record(session, endpoint.tenant_id, "endpoint", endpoint.name, "scaled", reason, data)
-    await settle(session, held, reason)
-    await ring(session, "placement", "endpoints")
+    await settle(session, held, reason, is_progress=is_more)
+    ring(session, "placement", "endpoints")
 
 
 async def close_circuit(session: AsyncSession, held: Held, reason: str) -> None:
@@ -121,7 +139,7 @@ async def try_again(session: AsyncSession, held: Held, reason: str) -> bool:
         held.set_circuit(probe)
         data = {"opens": probe.opens}
         await record(session, held.endpoint.tenant_id, "endpoint", held.endpoint.name, "retrying", reason, data)
-        await ring(session, "placement")
+        ring(session, "placement")
     return True
 
 
@@ -148,7 +166,7 @@ async def move(session: AsyncSession, held: Held, replica: ReplicaTable, to: Rep
     if to == "ready":
         await _became_ready(session, held, replica)
     await _tell(session, held, replica, to, reason, {"from": before})
-    await settle(session, held, _state_reason(to, reason))
+    await settle(session, held, _state_reason(to, reason), is_progress=to in ("starting", "loading", "warming"))
 
 
 def _state_reason(to: ReplicaPhase, reason: str) -> str:
@@ -162,8 +180,7 @@ async def _became_ready(session: AsyncSession, held: Held, replica: ReplicaTable
     began_at = replica.created_at if start is None else start.created_at
     asked_s = _seconds(began_at, held.now) + float(replica.spans.get("decide", 0.0))
     replica.spans = {**replica.spans, "ready": round(asked_s, 4)}
-    await session.flush()
-    start = await starts.note(session, replica, held.now)
+    starts.note(start, replica, held.now)
     endpoint.start_s = await starts.learned_s(session, replica, "cached" if start is None else start.tier)
     metrics.COLD_STARTS.inc()
     metrics.COLD_START_SECONDS.observe(asked_s)
@@ -178,7 +195,7 @@ async def release(session: AsyncSession, held: Held, replica: ReplicaTable, reas
     replica.reason = reason
     await _tell(session, held, replica, "draining" if replica.intent == "drain" else "stopping", reason, {})
     await settle(session, held, reason)
-    await ring(session, f"node:{replica.node_id}")
+    ring(session, f"node:{replica.node_id}")
 
 
 async def park(session: AsyncSession, held: Held, replica: ReplicaTable, reason: str) -> None:
@@ -189,7 +206,7 @@ async def park(session: AsyncSession, held: Held, replica: ReplicaTable, reason:
     replica.reason = reason
     await _tell(session, held, replica, "parking", reason, {})
     await settle(session, held, reason)
-    await ring(session, f"node:{replica.node_id}")
+    ring(session, f"node:{replica.node_id}")
 
 
 async def unpark(session: AsyncSession, held: Held, replica: ReplicaTable, reason: str) -> None:
@@ -202,8 +219,8 @@ async def unpark(session: AsyncSession, held: Held, replica: ReplicaTable, reaso
     await starts.begin(session, held.endpoint, replica, "parked", held.now)
     held.endpoint.start_s = await starts.learned_s(session, replica, "parked")
     await _tell(session, held, replica, "unparking", reason, {})
-    await settle(session, held, reason)
-    await ring(session, f"node:{replica.node_id}")
+    await settle(session, held, reason, is_progress=True)
+    ring(session, f"node:{replica.node_id}")
 
 
 async def end(session: AsyncSession, held: Held, replica: ReplicaTable, failure: StartFailure | None) -> None:
@@ -221,28 +238,27 @@ async def end(session: AsyncSession, held: Held, replica: ReplicaTable, failure:
             await fail_start(session, held, failure, lived_s)
     elif lived_s is not None:
         held.set_circuit(Circuit(retry_at=held.circuit.retry_at))
-    await starts.note(session, replica, held.now, replica.reason)
+    starts.note(await starts.of(session, replica), replica, held.now, replica.reason)
     data: dict[str, object] = {"from": before, "fatal": failure is not None and failure.fatal}
     await _tell(session, held, replica, replica.status, replica.reason, data)
     await settle(session, held, replica.reason)
-    await ring(session, f"node:{replica.node_id}", "placement")
+    ring(session, f"node:{replica.node_id}", "placement")
 
 
 async def place(session: AsyncSession, held: Held, replica: ReplicaTable, node: str) -> None:
     """A new replica has its place: its node will hear of it when this commits."""
     endpoint = held.endpoint
     replica.spans = _decided(held)
-    endpoint.obstacle = None
-    session.add(replica)
-    await session.flush()
-    await starts.begin(session, endpoint, replica, "cached", held.now)
-    held.replicas.append(replica)
     # a new endpoint learns from others that run the same, before its own first start
     endpoint.start_s = await starts.learned_s(session, replica, "cached") or endpoint.start_s
+    endpoint.obstacle = None
+    session.add(replica)
+    await starts.begin(session, endpoint, replica, "cached", held.now)
+    held.replicas.append(replica)
     reason = f"Placed on {replica.device} of node {node}."
     await _tell(session, held, replica, "placing", reason, {"node": node, "promised_bytes": replica.promised_bytes})
-    await settle(session, held, reason)
-    await ring(session, f"node:{replica.node_id}")
+    await settle(session, held, reason, is_progress=True)
+    ring(session, f"node:{replica.node_id}")
 
 
 def _decided(held: Held) -> dict[str, Any]:
@@ -259,9 +275,8 @@ async def hinder(session: AsyncSession, held: Held, obstacle: str) -> None:
     endpoint = held.endpoint
     if endpoint.obstacle is None:
         await record(session, endpoint.tenant_id, "endpoint", endpoint.name, "waiting", obstacle)
-        await ring(session, "routes")
+        ring(session, "progress")
     endpoint.obstacle = obstacle
-    await session.flush()
 
 
 async def _tell(

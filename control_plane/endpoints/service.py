@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -35,6 +35,12 @@ BY_HAND_S = 600.0
 LONGEST_PROMISE_S = 120.0
 COMING_BACK_S = 10.0
 """A client that was told to come again may be so late."""
+
+_ALIVE = (
+    select(ReplicaTable)
+    .where(ReplicaTable.endpoint_id.in_(bindparam("ids", expanding=True)), ReplicaTable.status.not_in(ENDED))
+    .order_by(ReplicaTable.created_at)
+)
 
 
 async def deploy(session: AsyncSession, tenant_id: UUID, wanted: NewEndpoint) -> tuple[Held, bool]:
@@ -85,7 +91,7 @@ async def remove(session: AsyncSession, tenant_id: UUID, name: str) -> None:
         await life.release(session, held, replica, reason)
     await life.settle(session, held, reason)
     await record(session, tenant_id, "endpoint", name, "deleted", reason)
-    await ring(session, "placement", "endpoints")
+    ring(session, "placement", "endpoints")
 
 
 async def wake_by_name(session: AsyncSession, tenant_id: UUID, name: str) -> Held:
@@ -140,7 +146,7 @@ async def _wake(session: AsyncSession, held: Held, reason: str, source: str, pro
         await life.settle(session, held, reason)
     views = [life.view(replica) for replica in held.replicas]
     if not any(is_coming(each) for each in views):
-        await ring(session, "placement")
+        ring(session, "placement")
     phase = waking_phase(views) if endpoint.state == "waking" else None
     return WakeAnswer(endpoint.state, phase, endpoint.obstacle or endpoint.reason)
 
@@ -171,9 +177,8 @@ async def list_endpoints(session: AsyncSession, tenant_id: UUID) -> list[Endpoin
 
 async def alive_replicas(session: AsyncSession, endpoint_ids: list[UUID]) -> dict[UUID, list[ReplicaTable]]:
     """The replicas that have not ended, by endpoint, oldest first."""
-    query = select(ReplicaTable).where(ReplicaTable.endpoint_id.in_(endpoint_ids), ReplicaTable.status.not_in(ENDED))
     found: dict[UUID, list[ReplicaTable]] = {endpoint_id: [] for endpoint_id in endpoint_ids}
-    for row in (await session.execute(query.order_by(ReplicaTable.created_at))).scalars():
+    for row in (await session.execute(_ALIVE, {"ids": endpoint_ids})).scalars():
         found[row.endpoint_id].append(row)
     return found
 
@@ -328,4 +333,4 @@ async def _limits_changed(session: AsyncSession, held: Held, reason: str) -> Non
     desired = max(endpoint.min_replicas, min(endpoint.max_replicas, endpoint.desired))
     await life.close_circuit(session, held, reason)
     await life.set_desired(session, held, desired, reason)
-    await ring(session, "placement", "endpoints", "routes")
+    ring(session, "placement", "endpoints", "routes")

@@ -11,7 +11,7 @@ from uuid import UUID
 import msgspec
 from litestar import Controller, get
 from litestar.params import QueryParameter
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.catalog.tables import ArtifactTable
@@ -33,43 +33,50 @@ async def begin(
     session: AsyncSession, endpoint: EndpointTable, replica: ReplicaTable, tier: str, now: datetime
 ) -> None:
     """A replica was placed, or a parked one told to run. `tier`: parked, or cached until the node says otherwise."""
-    node = await session.get(NodeTable, replica.node_id)
     artifact = str(replica.spec.get("artifact", ""))
-    size = await session.scalar(select(ArtifactTable.bytes).where(ArtifactTable.digest == artifact).limit(1)) or 0
-    speed = 0.0 if node is None else node.read_bytes_per_s
+    bytes_of = select(ArtifactTable.bytes).where(ArtifactTable.digest == artifact).limit(1).scalar_subquery()
+    query = select(NodeTable.name, NodeTable.read_bytes_per_s, bytes_of).where(NodeTable.id == replica.node_id)
+    with session.no_autoflush:
+        node, speed, size = (await session.execute(query)).one()
     session.add(
         StartTable(
             tenant_id=endpoint.tenant_id,
             replica_id=replica.id,
             endpoint=endpoint.name,
-            node="" if node is None else node.name,
+            node=node,
             device=replica.device,
             artifact=artifact,
             tier=tier,
             outcome=STARTING,
             reason="",
             spans=dict(replica.spans),
-            bytes=size,
+            bytes=size or 0,
             # what is parked is in place: nothing of the weights is moved
-            bound_s=None if not speed else 0.0 if tier == "parked" else size / speed,
+            bound_s=None if not speed else 0.0 if tier == "parked" else (size or 0) / speed,
             created_at=now,
         )
     )
-    await session.flush()
+
+
+_LAST = (
+    select(StartTable)
+    .where(StartTable.replica_id == bindparam("replica_id"))
+    .order_by(StartTable.created_at.desc())
+    .limit(1)
+)
 
 
 async def of(session: AsyncSession, replica: ReplicaTable) -> StartTable | None:
     """The replica's last start."""
-    query = select(StartTable).where(StartTable.replica_id == replica.id).order_by(StartTable.created_at.desc())
-    return (await session.execute(query.limit(1))).scalar_one_or_none()
+    with session.no_autoflush:
+        return (await session.execute(_LAST, {"replica_id": replica.id})).scalar_one_or_none()
 
 
-async def note(session: AsyncSession, replica: ReplicaTable, now: datetime, reason: str = "") -> StartTable | None:
-    """Brings the ledger in line with the replica: its spans, and how the start ended once it has. What becomes of the
-    replica later changes nothing."""
-    start = await of(session, replica)
+def note(start: StartTable | None, replica: ReplicaTable, now: datetime, reason: str = "") -> None:
+    """Brings the replica's last start in line with it: its spans, and how the start ended once it has. What becomes of
+    the replica later changes nothing."""
     if start is None or start.outcome not in (STARTING, "ready"):
-        return start
+        return
     before = dict(start.spans)
     start.spans = {name: seconds for name, seconds in replica.spans.items() if name != WHOLE}
     if start.spans.get("fetch", 0.0) > 0.0:
@@ -84,8 +91,6 @@ async def note(session: AsyncSession, replica: ReplicaTable, now: datetime, reas
     if start.outcome == "ready":
         for name in start.spans.keys() - before.keys():
             metrics.START_SECONDS.labels(name).observe(start.spans[name])
-    await session.flush()
-    return start
 
 
 async def learned_s(session: AsyncSession, replica: ReplicaTable, tier: str) -> float | None:

@@ -4,10 +4,11 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import event, func, insert, select, text
+from sqlalchemy import event, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from control_plane.db.bells import ring
 from control_plane.events.tables import EventTable
 
 EventKind = Literal["endpoint", "replica", "node", "model", "job", "key"]
@@ -39,7 +40,7 @@ async def record(
     )
 
 
-@event.listens_for(Session, "before_commit")
+@event.listens_for(Session, "before_commit", insert=True)
 def _write_pending(session: Session) -> None:
     """Writes the transaction's events under a lock held until the commit is visible. Without it an event could appear
     behind a later one that a stream has already sent, and be missed by it; taking it last keeps it from deadlocking."""
@@ -49,7 +50,7 @@ def _write_pending(session: Session) -> None:
     session.flush()
     session.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
     session.execute(insert(EventTable), pending)
-    session.execute(select(func.pg_notify("ebb", "events")))
+    ring(session, "events")
 
 
 @event.listens_for(Session, "after_rollback")

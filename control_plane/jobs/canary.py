@@ -33,6 +33,7 @@ class CanaryLoop:
 
     name = "canary"
     topics: tuple[str, ...] = ()
+    is_lazy = False
 
     def __init__(
         self,

@@ -104,7 +104,7 @@ async def give_back(session: AsyncSession, row: JobTable, reason: str, *, at_onc
     row.worker, row.lease_until = None, None
     row.hints, row.hinted_at = (0, None) if at_once else (RETRY_HINTS, await _now(session))
     await _move(session, row, "queued", reason)
-    await ring(session, "jobs")
+    ring(session, "jobs")
 
 
 async def requeue_lost(session: AsyncSession) -> int:

@@ -85,7 +85,7 @@ async def register(
         store.DIVERGED.labels("epoch").inc()
         reason = f"Its agent was given epoch {node.epoch}, and the database knew of {before}: it has lost writes."
         await record(session, tenant_id, "node", node.name, "diverged", reason, {"known": before, "seen": node.epoch})
-    await ring(session, "placement", PEERS, f"node:{node_id}")
+    ring(session, "placement", PEERS, f"node:{node_id}")
     return Registered(node_id, epoch)
 
 
@@ -118,7 +118,7 @@ async def heard(
     if row.status != "ready":
         row.status = "ready"
         await record(session, row.tenant_id, "node", row.name, "ready", "Its agent reports again.")
-        await ring(session, "placement")
+        ring(session, "placement")
     return row
 
 
@@ -126,7 +126,7 @@ async def lose(session: AsyncSession, node: NodeTable, reason: str) -> None:
     """The node is not heard any more: nothing is placed on it until it is."""
     node.status = "lost"
     await record(session, node.tenant_id, "node", node.name, "lost", reason)
-    await ring(session, "placement")
+    ring(session, "placement")
 
 
 async def present(session: AsyncSession, node_id: UUID, *, lock: bool = False) -> NodeTable:
@@ -134,8 +134,13 @@ async def present(session: AsyncSession, node_id: UUID, *, lock: bool = False) -
     query = select(NodeTable).where(NodeTable.id == node_id, NodeTable.removed_at.is_(None))
     row = (await session.execute(query.with_for_update(key_share=True) if lock else query)).scalar_one_or_none()
     if row is None:
-        raise Missing("node", str(node_id), "ebb nodes")
+        raise missing(node_id)
     return row
+
+
+def missing(node_id: UUID) -> Missing:
+    """There is no such node, or it was removed."""
+    return Missing("node", str(node_id), "ebb nodes")
 
 
 async def named(session: AsyncSession, tenant_id: UUID, name: str) -> NodeTable:
@@ -159,7 +164,7 @@ async def set_cordon(session: AsyncSession, node: NodeTable, *, cordoned: bool, 
     }
     await record(session, node.tenant_id, "node", node.name, word, reasons[word], {"by": by})
     await session.flush()
-    await ring(session, "placement")
+    ring(session, "placement")
 
 
 async def remove(session: AsyncSession, node: NodeTable, by: str) -> None:
@@ -168,7 +173,7 @@ async def remove(session: AsyncSession, node: NodeTable, by: str) -> None:
     node.status = "removed"
     await record(session, node.tenant_id, "node", node.name, "removed", "It was removed.", {"by": by})
     await session.flush()
-    await ring(session, "placement", PEERS, f"node:{node.id}")
+    ring(session, "placement", PEERS, f"node:{node.id}")
 
 
 async def list_nodes(session: AsyncSession, tenant_id: UUID) -> list[NodeTable]:
@@ -177,12 +182,13 @@ async def list_nodes(session: AsyncSession, tenant_id: UUID) -> list[NodeTable]:
     return list((await session.execute(select(NodeTable).where(*here).order_by(NodeTable.name))).scalars())
 
 
-async def others(session: AsyncSession, node: NodeTable) -> list[NodeTable]:
-    """All other nodes that have an agent, lost ones too: they may come back and be given this one's replicas."""
-    query = select(NodeTable).where(
-        NodeTable.id != node.id, NodeTable.removed_at.is_(None), NodeTable.status != "joined"
-    )
-    return list((await session.execute(query.order_by(NodeTable.name, NodeTable.id))).scalars())
+_EVERYONE = select(NodeTable).where(NodeTable.removed_at.is_(None)).order_by(NodeTable.name, NodeTable.id)
+
+
+async def everyone(session: AsyncSession) -> list[NodeTable]:
+    """All nodes that were not removed, of whichever tenant, by name. A lost one may come back, and be given replicas of
+    the others."""
+    return list((await session.execute(_EVERYONE)).scalars())
 
 
 async def _by_name(session: AsyncSession, tenant_id: UUID, name: str) -> NodeTable | None:

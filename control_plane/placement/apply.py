@@ -35,7 +35,7 @@ async def still_lacks(session: AsyncSession, held: Held) -> bool:
 
 async def _steps(session: AsyncSession, held: Held) -> Steps:
     endpoint = held.endpoint
-    left = await drained(session)
+    left = await drained(session) if held.replicas else {}
     copies = [copy_of(row, left) for row in held.replicas]
     return next_steps(copies, endpoint.desired, endpoint.revision, may_start=not held.circuit.is_open)
 

@@ -20,6 +20,7 @@ class PlacementLoop:
 
     name = "placement"
     topics: tuple[str, ...] = ("placement",)
+    is_lazy = False
     interval_s = TICK_S
 
     async def tick(self, leadership: Leadership) -> float | None:

@@ -9,15 +9,17 @@ from typing import get_args
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import case, func, select
+from sqlalchemy import bindparam, case, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.catalog.quantization import DeviceKind
 from control_plane.db.clock import db_now
 from control_plane.endpoints import life, measured
+from control_plane.endpoints.service import alive_replicas
 from control_plane.endpoints.specs import RevisionSpec
 from control_plane.endpoints.states import ENDED, is_coming, serves
 from control_plane.endpoints.tables import DemandTable, EndpointTable, GatewayTable, ReplicaTable, RevisionTable
+from control_plane.nodes.service import everyone
 from control_plane.nodes.tables import NodeTable
 from control_plane.placement.eviction import Resident, Standing, arrivals_per_s
 from control_plane.placement.planner import DeviceView, Need, Spot
@@ -64,21 +66,36 @@ class Work:
     idle_s: float | None
 
 
+_RUNS = (ReplicaTable.intent == "run") & ReplicaTable.status.not_in(ENDED)
+_STAYS = (ReplicaTable.generation == EndpointTable.revision) & NodeTable.draining.is_(False)
+_OLD = func.count(case((_RUNS & ~_STAYS, 1)))
+_ASKEW = (
+    select(EndpointTable.id)
+    .outerjoin(ReplicaTable, (ReplicaTable.endpoint_id == EndpointTable.id) & _RUNS)
+    .outerjoin(NodeTable, NodeTable.id == ReplicaTable.node_id)
+    .group_by(EndpointTable.id)
+    .having((func.count(case((_RUNS & _STAYS, 1))) != EndpointTable.desired) | (_OLD > 0))
+    .order_by(EndpointTable.asked_at, EndpointTable.id)
+)
+_ENDPOINTS = (
+    select(EndpointTable, RevisionTable.spec, func.clock_timestamp())
+    .join(
+        RevisionTable,
+        (RevisionTable.endpoint_id == EndpointTable.id) & (RevisionTable.number == EndpointTable.revision),
+    )
+    .where(EndpointTable.id.in_(bindparam("ids", expanding=True)))
+)
+_THERE = (
+    select(ReplicaTable, EndpointTable)
+    .join(EndpointTable, EndpointTable.id == ReplicaTable.endpoint_id)
+    .where(ReplicaTable.status.not_in(ENDED))
+    .order_by(ReplicaTable.id)
+)
+
+
 async def askew(session: AsyncSession) -> list[UUID]:
     """Endpoints whose current replicas are not as many as desired, or that still have others; longest waiting first."""
-    run = (ReplicaTable.intent == "run") & ReplicaTable.status.not_in(ENDED)
-    stays = (ReplicaTable.generation == EndpointTable.revision) & NodeTable.draining.is_(False)
-    current = func.count(case((run & stays, 1)))
-    old = func.count(case((run & ~stays, 1)))
-    query = (
-        select(EndpointTable.id)
-        .outerjoin(ReplicaTable, (ReplicaTable.endpoint_id == EndpointTable.id) & run)
-        .outerjoin(NodeTable, NodeTable.id == ReplicaTable.node_id)
-        .group_by(EndpointTable.id)
-        .having((current != EndpointTable.desired) | (old > 0))
-        .order_by(EndpointTable.asked_at, EndpointTable.id)
-    )
-    return list((await session.execute(query)).scalars())
+    return list((await session.execute(_ASKEW)).scalars())
 
 
 async def is_unheard(session: AsyncSession, since: datetime) -> bool:
@@ -104,29 +121,26 @@ async def overdue(session: AsyncSession) -> list[tuple[UUID, UUID]]:
 
 async def picture(session: AsyncSession, ids: Sequence[UUID]) -> Picture:
     """What is to be done for the endpoints `ids`, and, where any of them lacks a replica, the fleet."""
-    moment = await db_now(session)
+    found = list(await session.execute(_ENDPOINTS, {"ids": list(ids)}))
+    if not found:
+        return Picture()
+    moment = found[0][2]
     seen = Picture(moment.timestamp())
-    query = (
-        select(EndpointTable, RevisionTable.spec)
-        .join(
-            RevisionTable,
-            (RevisionTable.endpoint_id == EndpointTable.id) & (RevisionTable.number == EndpointTable.revision),
-        )
-        .where(EndpointTable.id.in_(ids))
-    )
-    rows = [(row, msgspec.convert(spec, RevisionSpec)) for row, spec in await session.execute(query)]
-    alive = await _alive(session, ids)
-    left = await drained(session)
+    rows = [(row, msgspec.convert(spec, RevisionSpec)) for row, spec, _ in found]
+    alive = await alive_replicas(session, list(ids))
+    nodes = await everyone(session)
+    left = {node.id: node.name for node in nodes if node.draining}
     for row, spec in rows:
         copies = [copy_of(replica, left) for replica in alive[row.id]]
         steps = next_steps(copies, row.desired, row.revision, may_start=row.retry_at is None)
         seen.askew.append(Askew(row.id, row.revision, spec, steps))
     lacking = {each.id: each.steps.start for each in seen.askew if each.steps.start}
     if lacking:
-        await _read_fleet(session, seen, moment)
+        await _read_fleet(session, seen, nodes, moment)
         wanted = [(row, spec) for row, spec in rows if row.id in lacking]
         excess = await measured.excess(session, {spec.artifact for _, spec in wanted})
-        cached = await _cached(session, {spec.artifact for _, spec in wanted})
+        is_choice = len({device.node_id for device in seen.devices}) > 1
+        cached = await _cached(session, {spec.artifact for _, spec in wanted}) if is_choice else {}
         by_id = {each.replica_id: each for each in seen.residents}
         for row, spec in wanted:
             seen.wants.append(_want(row, spec, lacking[row.id], alive[row.id], excess, cached, by_id))
@@ -154,7 +168,7 @@ async def fleet(session: AsyncSession) -> Picture:
     """The devices and all that holds memory on them, whoever wants what."""
     moment = await db_now(session)
     seen = Picture(moment.timestamp())
-    await _read_fleet(session, seen, moment)
+    await _read_fleet(session, seen, await everyone(session), moment)
     return seen
 
 
@@ -194,14 +208,6 @@ def _want(
     )
 
 
-async def _alive(session: AsyncSession, ids: Sequence[UUID]) -> dict[UUID, list[ReplicaTable]]:
-    query = select(ReplicaTable).where(ReplicaTable.endpoint_id.in_(ids), ReplicaTable.status.not_in(ENDED))
-    found: dict[UUID, list[ReplicaTable]] = {endpoint_id: [] for endpoint_id in ids}
-    for row in (await session.execute(query.order_by(ReplicaTable.created_at))).scalars():
-        found[row.endpoint_id].append(row)
-    return found
-
-
 async def _cached(session: AsyncSession, artifacts: set[str]) -> dict[str, set[str]]:
     """Nodes that have run each artifact, and so have it."""
     digest = ReplicaTable.spec["artifact"].astext
@@ -213,14 +219,8 @@ async def _cached(session: AsyncSession, artifacts: set[str]) -> dict[str, set[s
     return found
 
 
-async def _read_fleet(session: AsyncSession, seen: Picture, moment: datetime) -> None:
-    query = (
-        select(ReplicaTable, EndpointTable)
-        .join(EndpointTable, EndpointTable.id == ReplicaTable.endpoint_id)
-        .where(ReplicaTable.status.not_in(ENDED))
-        .order_by(ReplicaTable.id)
-    )
-    there = [(replica, endpoint) for replica, endpoint in await session.execute(query)]
+async def _read_fleet(session: AsyncSession, seen: Picture, there_are: list[NodeTable], moment: datetime) -> None:
+    there = [(replica, endpoint) for replica, endpoint in await session.execute(_THERE)]
     work = await work_of(session, {endpoint.id for _, endpoint in there}, moment)
     above = _above_min([(replica, endpoint) for replica, endpoint in there])
     seen.residents = [
@@ -231,8 +231,7 @@ async def _read_fleet(session: AsyncSession, seen: Picture, moment: datetime) ->
     for each in seen.residents:
         promised[each.spot] += each.holds_bytes
         busy[each.spot] += each.standing == "coming" or (each.standing == "ready" and each.has_work is not False)
-    takes = NodeTable.status == "ready", NodeTable.cordoned.is_(False), NodeTable.removed_at.is_(None)
-    nodes = list((await session.execute(select(NodeTable).where(*takes))).scalars())
+    nodes = [node for node in there_are if node.status == "ready" and not node.cordoned]
     # what came back from silence a moment ago gets nothing new yet, unless there is nothing else
     steady = [node for node in nodes if node.steady_at is None or node.steady_at <= moment]
     for node in steady or nodes:
@@ -255,6 +254,8 @@ def _above_min(there: list[tuple[ReplicaTable, EndpointTable]]) -> dict[UUID, in
 
 async def work_of(session: AsyncSession, ids: set[UUID], moment: datetime) -> dict[UUID, Work]:
     """What the gateways that are heard say of each endpoint."""
+    if not ids:
+        return {}
     since = moment - timedelta(seconds=HEARD_S)
     heard = select(GatewayTable.name).where(GatewayTable.heard_at > since)
     alive = set((await session.execute(heard)).scalars())

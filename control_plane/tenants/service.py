@@ -89,7 +89,7 @@ async def _insert(
     await session.flush()
     await session.refresh(row)
     await record(session, tenant_id, "key", prefix, "created", f"Key '{name}' was made.", {"scopes": list(row.scopes)})
-    await ring(session, *KEYS_CHANGED)
+    ring(session, *KEYS_CHANGED)
     return row
 
 
@@ -107,7 +107,7 @@ async def change_key(session: AsyncSession, tenant_id: UUID, key_id: UUID, chang
         setattr(row, name, value)
     await session.flush()
     await record(session, tenant_id, "key", row.prefix, "changed", f"Key '{row.name}' was changed.", changed)
-    await ring(session, *KEYS_CHANGED)
+    ring(session, *KEYS_CHANGED)
     return row
 
 
@@ -139,14 +139,22 @@ async def revoke_key(session: AsyncSession, tenant_id: UUID, key_id: UUID, *, by
     row.revoked_by = by
     await session.flush()
     await record(session, tenant_id, "key", row.prefix, "revoked", f"key '{row.name}' was revoked", {})
-    await ring(session, *KEYS_CHANGED)
+    ring(session, *KEYS_CHANGED)
+
+
+_WORKING = (
+    select(KeyTable)
+    .where(
+        KeyTable.revoked_at.is_(None),
+        or_(KeyTable.expires_at.is_(None), KeyTable.expires_at > func.clock_timestamp()),
+    )
+    .order_by(KeyTable.created_at, KeyTable.id)
+)
 
 
 async def key_records(session: AsyncSession) -> list[KeyRecord]:
     """All keys that may work, of all tenants: what gateways, nodes and runners check against."""
-    alive = or_(KeyTable.expires_at.is_(None), KeyTable.expires_at > func.clock_timestamp())
-    query = select(KeyTable).where(KeyTable.revoked_at.is_(None), alive).order_by(KeyTable.created_at, KeyTable.id)
-    return [_to_record(row) for row in (await session.execute(query)).scalars()]
+    return [_to_record(row) for row in (await session.execute(_WORKING)).scalars()]
 
 
 def _to_record(row: KeyTable) -> KeyRecord:

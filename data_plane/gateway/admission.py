@@ -59,7 +59,12 @@ class Admission:
         return _key(exchange).rank(request.priority)
 
     def enter(
-        self, exchange: Exchange, route: EndpointRoute, request: ChatRequest | CompletionRequest, body_bytes: int
+        self,
+        exchange: Exchange,
+        route: EndpointRoute,
+        request: ChatRequest | CompletionRequest,
+        rank: int,
+        body_bytes: int,
     ) -> Admitted:
         """Enter the answer for as long as the request is in hand. ApiError 429 where its key has what it may have."""
         key = _key(exchange)
@@ -68,7 +73,7 @@ class Admission:
         permit = self._limiter.admit(key, meter.estimate, now)
         if permit.key is not None:
             exchange.headers.update(self._limiter.headers(key, now))
-        claim = self._activation.claim(route.id, key.id, key.rank(request.priority), meter.estimate)
+        claim = self._activation.claim(route.id, key.id, rank, meter.estimate)
         return Admitted(claim, meter, permit, self._activation, route.id)
 
 

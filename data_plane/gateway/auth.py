@@ -26,5 +26,7 @@ class Auth:
 
 def require(key: KeyRecord, *scopes: Scope) -> None:
     """Raises 403 ApiError unless the key has one of `scopes`."""
-    if not any(key.allows(scope) for scope in scopes):
-        raise forbidden(scopes[0])
+    for scope in scopes:
+        if key.allows(scope):
+            return
+    raise forbidden(scopes[0])

@@ -13,7 +13,7 @@ import msgspec
 from data_plane.gateway import errors
 from data_plane.gateway.admission import Admission
 from data_plane.gateway.answers import Answer, Stream, Whole
-from data_plane.gateway.attempts import Attempts, Begun, Call, with_seed
+from data_plane.gateway.attempts import Attempts, Begun, Call, any_seed
 from data_plane.gateway.demand import Demand
 from data_plane.gateway.exchange import Exchange
 from data_plane.gateway.knowledge import Asked
@@ -24,7 +24,7 @@ from data_plane.router import sse
 from data_plane.router.runner_client import StreamLost, Upstream
 from data_plane.router.table import RouteTable
 from data_plane.wire.errors import ApiError, ErrorBody, ErrorEnvelope, invalid
-from data_plane.wire.openai import ChatRequest, CompletionRequest, parse_chat, parse_completion
+from data_plane.wire.openai import ChatRequest, CompletionRequest, encode, parse_chat, parse_completion
 from data_plane.wire.prefix_chain import chain_of
 from data_plane.wire.routes import EndpointRoute
 
@@ -70,16 +70,23 @@ class Completions:
         hold_s = exchange.hold_s(self._settings.hold.default_hold_s)
         parsed = parse(raw)
         route = endpoint_for(self._table, exchange, route, parsed.model)
-        rank = self._admission.rank(exchange, parsed) or None
+        rank = self._admission.rank(exchange, parsed)
         # whose request it is says where it goes; a runner has no use for it
-        asked = msgspec.structs.replace(parsed, model=route.name, priority=rank, user=None, prompt_cache_key=None)
-        body = with_seed(asked)
+        sent = msgspec.structs.replace(
+            parsed,
+            model=route.name,
+            priority=rank or None,
+            user=None,
+            prompt_cache_key=None,
+            seed=any_seed() if parsed.seed is None else parsed.seed,
+        )
+        body = encode(sent)
         session = exchange.session or parsed.prompt_cache_key or parsed.user
         aim = Asked(chain_of(parsed, exchange.tenant), session)
         until = exchange.arrived + hold_s
-        admission, demand = self._admission.enter(exchange, route, parsed, len(body)), self._demand
+        admission, demand = self._admission.enter(exchange, route, parsed, rank, len(body)), self._demand
         with admission as admitted, demand.working(route.id, exchange, admitted.meter):
-            call = Call(exchange, route, path, asked, body, hold_s, until, int(time.time()), admitted, aim)
+            call = Call(exchange, route, path, sent, body, hold_s, until, int(time.time()), admitted, aim, parsed.seed)
             self._attempts.note_request(call)
             return await (self._stream(call) if parsed.stream else self._whole(call))
 

@@ -1,4 +1,4 @@
-"""What work there is on each endpoint, told to the control plane: at once when it begins or ends, else now and then.
+"""What work there is on each endpoint, told to the control plane: soon when it begins or ends, else now and then.
 What did not change is not told again, so that hundreds of endpoints that sleep cost nothing.
 
 Knows nothing of what the work is, nor what the autoscaler makes of it.
@@ -122,9 +122,10 @@ class DemandReporter:
                 _log.warning("demand_not_reported", reason=str(error), retry_in_s=round(pause_s, 2))
                 await asyncio.sleep(pause_s)
                 continue
-            await asyncio.sleep(LEAST_GAP_S)
             try:
                 async with asyncio.timeout(BUSY_EVERY_S if self._demand.busy else IDLE_EVERY_S):
                     await self._demand.turned.wait()
             except TimeoutError:  # nothing turned: time for a heartbeat
                 continue
+            # not before: the request that turned it may be waking its endpoint, and that goes first
+            await asyncio.sleep(LEAST_GAP_S)

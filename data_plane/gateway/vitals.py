@@ -8,7 +8,7 @@ Idle, this does nothing. Knows nothing of what the requests are.
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from types import TracebackType
+from typing import Any
 
 import structlog
 
@@ -37,34 +37,40 @@ class ReplicaSilent(Exception):
 
 
 class Watch:
-    """One request on one replica: count `signs` up with whatever comes. Leaves with ReplicaSilent where it dies."""
+    """One request on one replica: count `signs` up with whatever comes."""
 
     def __init__(self, patient: "_Patient") -> None:
         self.signs = 0
         self._patient = patient
-        self._why = ""
-        self._limit = asyncio.timeout(None)
+        self._why: str | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelling = 0
 
-    async def __aenter__(self) -> "Watch":
-        await self._limit.__aenter__()
+    def begin(self) -> None:
+        """From now on the running task counts as being on the replica."""
+        # as asyncio.timeout does it, which takes 8 us of a request that needs none
+        task = asyncio.current_task()
+        assert task is not None, "a watch is of a task"
+        self._task, self._cancelling = task, task.cancelling()
         self._patient.watches.add(self)
-        return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        patient = self._patient
+    def end(self, error: BaseException | None) -> None:
+        """It is not any more; `error` is what ended it. Raises ReplicaSilent where `lose` did."""
+        patient, task = self._patient, self._task
+        assert task is not None, "it has begun"
         patient.watches.discard(self)
         patient.ended += self.signs + 1
-        try:
-            await self._limit.__aexit__(kind, error, trace)
-        except TimeoutError:
+        if self._why is None:
+            return
+        is_ours = task.uncancel() <= self._cancelling
+        if is_ours and isinstance(error, asyncio.CancelledError):
             raise ReplicaSilent(self._why) from error
 
     def lose(self, why: str) -> None:
         """End what runs within."""
-        self._why = why
-        self._limit.reschedule(asyncio.get_running_loop().time())
+        if self._why is None and self._task is not None:
+            self._why = why
+            self._task.cancel()
 
 
 @dataclass(eq=False)

@@ -24,7 +24,7 @@ log = structlog.get_logger()
 TROUBLE = (aiohttp.ClientError, TimeoutError, OSError, Refused, msgspec.DecodeError)
 UNKNOWN_HERE = (404, 409)
 """The control plane forgot this node, or a later registration fenced this one off: register again."""
-LULL_S = 0.1
+LULL_S = 0.3
 """How long a report of mere progress waits for something that matters more."""
 FENCED_TIMES = 5
 FENCED_WITHIN_S = 60.0
@@ -166,7 +166,7 @@ class Agent:
             with contextlib.suppress(TimeoutError):  # nothing changed: the next report is only a heartbeat
                 async with asyncio.timeout(self._heartbeat_s):
                     await self._fleet.changed.wait()
-                # a start of a tenth of a second shall not be slowed down by five reports of how far it is
+                # a start of a tenth of a second shall not be slowed down by reports of how far it is
                 async with asyncio.timeout(LULL_S):
                     await self._fleet.urgent.wait()
 

@@ -42,20 +42,47 @@ class _Replica:
     report: Report | None = None
     since: float = 0.0
     open: dict[Hashable, _Sent] = field(default_factory=dict[Hashable, _Sent])
+    unknown: int = 0
+    """Of those that are open, how many the report cannot know; without one, all."""
+    unknown_tokens: int = 0
+
+    def add(self, request: Hashable, sent: _Sent) -> None:
+        """One more is open; later than all others, so that no report knows it."""
+        self.open[request] = sent
+        self._count(sent, 1, sent.tokens)
+
+    def drop(self, request: Hashable) -> None:
+        """It is over, if it was open."""
+        if (sent := self.open.pop(request, None)) is not None:
+            self._count(sent, -1, -sent.tokens)
+
+    def begin(self, request: Hashable) -> None:
+        """Its prompt is computed, if it is open."""
+        if (sent := self.open.get(request)) is not None:
+            tokens, sent.tokens = sent.tokens, 0
+            self._count(sent, 0, -tokens)
 
     def recount(self) -> None:
+        """After another report, or none any more: which ones it cannot know."""
+        unknown = [sent for sent in self.open.values() if self.report is None or sent.at > self.since]
+        self.unknown, self.unknown_tokens = len(unknown), sum(sent.tokens for sent in unknown)
+        self._tell()
+
+    def _count(self, sent: _Sent, requests: int, tokens: int) -> None:
+        if self.report is None or sent.at > self.since:
+            self.unknown += requests
+            self.unknown_tokens += tokens
+        self._tell()
+
+    def _tell(self) -> None:
         """Make the candidate say what is known: the report and what was sent after it; without one, what is open."""
         one, report = self.candidate, self.report
-        one.in_flight = len(self.open)
-        if report is None:
-            one.pending_tokens = sum(sent.tokens for sent in self.open.values())
-            one.weigh()
-            return
-        unknown = [sent.tokens for sent in self.open.values() if sent.at > self.since]
-        one.running, one.waiting = report.running, report.waiting + len(unknown)
-        one.pending_tokens = report.pending_tokens + sum(unknown)
-        one.kv_usage = report.kv_usage
-        one.prefill_tokens_per_s, one.decode_tokens_per_s = report.prefill_tokens_per_s, report.decode_tokens_per_s
+        one.in_flight, one.pending_tokens = len(self.open), self.unknown_tokens
+        if report is not None:
+            one.running, one.waiting = report.running, report.waiting + self.unknown
+            one.pending_tokens += report.pending_tokens
+            one.kv_usage = report.kv_usage
+            one.prefill_tokens_per_s, one.decode_tokens_per_s = report.prefill_tokens_per_s, report.decode_tokens_per_s
         one.weigh()
 
 
@@ -70,21 +97,19 @@ class Loads:
     def sent(self, replica_id: str, request: Hashable, new_tokens: int, now: float) -> None:
         """A request went there; about `new_tokens` of its prompt are not held there and have to be computed."""
         replica = self._replica(replica_id)
-        replica.open[request] = _Sent(now, new_tokens)
         self._decay(now)
         replica.candidate.recent_tokens += new_tokens
-        replica.recount()
+        replica.add(request, _Sent(now, new_tokens))
 
     def answered(self, replica_id: str, request: Hashable) -> None:
         """Its first token came: its prompt is no longer work."""
-        if (replica := self._replicas.get(replica_id)) is not None and request in replica.open:
-            replica.open[request].tokens = 0
-            replica.recount()
+        if (replica := self._replicas.get(replica_id)) is not None:
+            replica.begin(request)
 
     def ended(self, replica_id: str, request: Hashable) -> None:
         """It is over, however it ended."""
-        if (replica := self._replicas.get(replica_id)) is not None and replica.open.pop(request, None) is not None:
-            replica.recount()
+        if (replica := self._replicas.get(replica_id)) is not None:
+            replica.drop(request)
 
     def reported(self, replica_id: str, report: Report, now: float) -> None:
         """The replica told what it has to do."""

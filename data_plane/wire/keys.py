@@ -14,6 +14,7 @@ PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
 
 CLASS_WIDTH = 1_000_000
 """Ranks of one class: a request may put itself behind others of its class, and never before or behind the class."""
+_CLASSES: dict[Priority, int] = {"high": -CLASS_WIDTH, "normal": 0, "low": CLASS_WIDTH}
 
 
 class KeyLimits(msgspec.Struct, frozen=True):
@@ -44,8 +45,7 @@ class KeyRecord(msgspec.Struct, frozen=True):
 
         A `priority` below 0, which would raise it, is taken for 0.
         """
-        base = (PRIORITIES.index(self.priority) - PRIORITIES.index("normal")) * CLASS_WIDTH
-        return base + max(0, min(CLASS_WIDTH - 1, wish or 0))
+        return _CLASSES[self.priority] + (max(0, min(CLASS_WIDTH - 1, wish)) if wish else 0)
 
     def allows(self, scope: Scope) -> bool:
         """`admin` includes `read` and `infer`; nothing else includes anything."""
@@ -76,18 +76,21 @@ def bearer(header: str | None) -> str:
     return token.strip() if kind.lower() == "bearer" else ""
 
 
+_NOBODY: tuple[None, bytes] = (None, hash_secret("").encode())
+
+
 class KeyRing:
     """Looks presented keys up among the records it was given, in constant time, also when there is no such key."""
 
     def __init__(self, records: list[KeyRecord] | tuple[KeyRecord, ...] = ()) -> None:
-        self._by_prefix = {record.prefix: record for record in records}
+        # the digests as they are compared: a gateway does this with each request
+        self._by_prefix = {record.prefix: (record, record.secret_sha256.encode()) for record in records}
 
     def find(self, presented: str, now: float) -> KeyRecord | None:
         """The record of `presented`, or None where it is unknown, wrong or expired at `now` (Unix seconds)."""
         prefix, secret = split_key(presented)
-        record = self._by_prefix.get(prefix)
-        expected = record.secret_sha256 if record else hash_secret("")
-        same = hmac.compare_digest(hash_secret(secret).encode(), expected.encode())
+        record, expected = self._by_prefix.get(prefix, _NOBODY)
+        same = hmac.compare_digest(hash_secret(secret).encode(), expected)
         if record is None or not same or not secret:
             return None
         if record.expires_at is not None and now >= record.expires_at:

@@ -13,7 +13,7 @@ from control_plane.db.session import Database
 async def test_rings_after_the_commit_and_not_before(database: Database, bells: Bells) -> None:
     with bells.listen("routes") as listener:
         async with database.transaction() as session:
-            await ring(session, "routes", "routes", "other")
+            ring(session, "routes", "routes", "other")
             assert not await listener.wait(0.2)
         assert await listener.wait(5)
         assert not await listener.wait(0.1)
@@ -23,7 +23,7 @@ async def test_a_rollback_rings_nothing(database: Database, bells: Bells) -> Non
     with bells.listen("routes") as listener:
         with pytest.raises(RuntimeError):
             async with database.transaction() as session:
-                await ring(session, "routes")
+                ring(session, "routes")
                 raise RuntimeError
         assert not await listener.wait(0.2)
 
@@ -31,7 +31,7 @@ async def test_a_rollback_rings_nothing(database: Database, bells: Bells) -> Non
 async def test_a_ring_between_two_waits_is_heard(database: Database, bells: Bells) -> None:
     with bells.listen("a", "b") as listener:
         async with database.transaction() as session:
-            await ring(session, "b")
+            ring(session, "b")
         await asyncio.sleep(0.3)
         started = time.monotonic()
         assert await listener.wait(5)
@@ -41,7 +41,7 @@ async def test_a_ring_between_two_waits_is_heard(database: Database, bells: Bell
 async def test_every_listener_hears_and_other_topics_do_not(database: Database, bells: Bells) -> None:
     with bells.listen("node:1") as one, bells.listen("node:1") as two, bells.listen("node:2") as other:
         async with database.transaction() as session:
-            await ring(session, "node:1")
+            ring(session, "node:1")
         assert await one.wait(5) and await two.wait(5)
         assert not await other.wait(0.1)
 
@@ -61,7 +61,7 @@ async def test_a_lost_connection_is_made_again_and_wakes_everyone(
             heard = False
             while not heard:
                 async with database.transaction() as session:
-                    await ring(session, "x")
+                    ring(session, "x")
                 heard = await listener.wait(0.5)
 
 

@@ -68,6 +68,7 @@ class Counter:
 
     name = "counter"
     topics = ("count",)
+    is_lazy = False
     interval_s = 60.0
 
     def __init__(self, *, fail: int = 0) -> None:
@@ -92,7 +93,7 @@ async def test_loops_run_on_bells_under_the_lease(database: Database, bells: Bel
         await loop.ticked.wait()
         loop.ticked.clear()
         async with database.transaction() as session:
-            await ring(session, "count")
+            ring(session, "count")
         await loop.ticked.wait()
     assert set(loop.epochs) == {1}
     await leader.stop()
@@ -122,7 +123,7 @@ async def test_a_leader_that_was_replaced_stops_its_loops(database: Database, be
             await asyncio.sleep(0.02)
         ticks = len(loop.epochs)
         async with database.transaction() as session:
-            await ring(session, "count")
+            ring(session, "count")
         await asyncio.sleep(0.3)
     assert len(loop.epochs) == ticks
     await leader.stop()

@@ -16,7 +16,10 @@ from data_plane.wire.routes import DemandReport, EndpointRoute, GatewayState
 
 
 def ended(**fields: Any) -> Exchange:
-    return Exchange(cast(Any, None), "id-1", 0.0, **fields)
+    exchange = Exchange(cast(Any, None), "id-1", 0.0)
+    for name, value in fields.items():
+        setattr(exchange, name, value)
+    return exchange
 
 
 async def test_lines_are_json_in_the_order_of_their_requests(monkeypatch: pytest.MonkeyPatch) -> None:
