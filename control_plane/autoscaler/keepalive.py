@@ -101,13 +101,9 @@ class History:
             known = [*map(_believed, known, _with_neighbours(ended), spent)]
         # the more of all that end at one length, the more it is by the clock, and the less any other length has
         total = sum(whole) + TRUST
-        around = [*map(sum, zip(whole, whole[1:], whole[2:], strict=False))]
-        densest = max(range(len(around)), key=around.__getitem__)
-        elsewhere = 1.0 - around[densest] / total
-        spread = [
-            known[(at + GROUP - 1) // GROUP] * (1.0 if densest <= at <= densest + 2 else elsewhere)
-            for at in range(BINS)
-        ]
+        around = [*map(sum, zip([0.0, *whole], whole, [*whole[1:], 0.0], strict=False))]
+        most = max(around)
+        spread = [known[(at + GROUP - 1) // GROUP] * (1.0 - (most - around[at]) / total) for at in range(BINS)]
         trust = [TRUST * (1.0 - ended / total) for ended in whole]
         return [*map(_believed, spread, whole, _spent(whole, EDGES), trust)]
 
