@@ -46,13 +46,15 @@ from control_plane.settings import Settings
 from control_plane.tenants.auth import MACHINES, OPEN, READ, KeyCache, require_scope
 from control_plane.tenants.controller import KeysController
 from control_plane.tenants.door import Door
+from control_plane.usage.controller import UsageController
+from control_plane.usage.loop import UsageLoop
 from data_plane.wire.errors import ApiError
 
 VERSION = "0.1.0"
 MAX_BODY_BYTES = 4 * 2**20
 
 CONTROLLERS: list[ControllerRouterHandler] = [
-    *(ModelsController, JobsController, KeysController, EventsController, DecisionsController),
+    *(ModelsController, JobsController, KeysController, EventsController, DecisionsController, UsageController),
     *(EndpointsController, ExplainController, ReplicasController, StartsController, NodesController),
     *(GatewaysController, AgentsController, RegistrationController, TokensController),
 ]
@@ -61,8 +63,8 @@ CONTROLLERS: list[ControllerRouterHandler] = [
 def loops(settings: Settings, bells: Bells) -> list[Loop]:
     """What runs while this process leads."""
     hints, sender = LazyHints(settings), Sender()
-    messages: list[Loop] = [JobsLoop(hints, sender), CanaryLoop(hints, sender, bells)]
-    return [*messages, AutoscalerLoop(), PlacementLoop(), DispatchLoop(LeaseTerms(settings.lease_s))]
+    others: list[Loop] = [JobsLoop(hints, sender), CanaryLoop(hints, sender, bells), UsageLoop(settings.usage_days)]
+    return [*others, AutoscalerLoop(), PlacementLoop(), DispatchLoop(LeaseTerms(settings.lease_s))]
 
 
 @get("/healthz", opt=OPEN, include_in_schema=False)

@@ -33,6 +33,8 @@ class Settings:
     port: int = 7070
     lease_s: float = 10.0
     """How long a node may run its replicas without being heard (see nodes/lease.py)."""
+    usage_days: int = 30
+    """How long it is kept what requests used."""
     import_command: tuple[str, ...] = (sys.executable, "-m", "data_plane.weights", "import")
     """The program that turns a source into an artifact."""
 
@@ -82,6 +84,7 @@ def read(program: str, argv: Sequence[str] | None = None, environ: Mapping[str, 
         host=given.host,
         port=given.port,
         lease_s=_lease_s(env.get("EBB_LEASE_S", "")),
+        usage_days=_usage_days(env.get("EBB_USAGE_DAYS", "")),
     )
 
 
@@ -93,6 +96,13 @@ def _lease_s(text: str) -> float:
     if not 1 <= lease_s <= 3600:
         raise SettingsError(f"EBB_LEASE_S is '{text[:40]}'; it is a number of seconds from 1 to 3600, by default 10.")
     return lease_s
+
+
+def _usage_days(text: str) -> int:
+    days = int(text or "30") if (text or "30").isascii() and (text or "30").isdigit() and len(text) < 5 else 0
+    if not 1 <= days <= 3660:
+        raise SettingsError(f"EBB_USAGE_DAYS is '{text[:40]}'; it is a number of days from 1 to 3660, by default 30.")
+    return days
 
 
 def _default_instance(port: int) -> str:

@@ -26,6 +26,7 @@ from control_plane.cli import (
     simulate,
     status,
     up,
+    usage,
 )
 from control_plane.cli.errors import CliError
 from control_plane.cli.options import examples_of
@@ -90,6 +91,16 @@ _add(
     "ebb events -f --subject chat",
     "ebb events --requests",
     "ebb events --decisions",
+)
+_add(
+    *(
+        "usage",
+        ENDPOINTS,
+        usage.usage,
+        "ebb usage",
+        "ebb usage chat --since 24h --by hour",
+        "ebb usage --by key -o json",
+    )
 )
 _add("explain", ENDPOINTS, explain.explain, "ebb explain chat", "ebb explain chat -o json")
 _add("rm", ENDPOINTS, endpoints.rm, "ebb rm chat")

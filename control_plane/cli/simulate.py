@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from control_plane.cli.client import Api
 from control_plane.cli.errors import CliError
-from control_plane.cli.options import Output, OutputOption, examples_of
+from control_plane.cli.options import DEFAULT_HOME, HomeOption, Output, OutputOption, examples_of
 from control_plane.cli.output import print_json, print_table, stderr
+from control_plane.cli.simulate_usage import fetch
 
 if TYPE_CHECKING:
     from control_plane.simulator.figures import Figures
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="PolicyFigures")
 SCALE_POLICIES = "ebb,constant:60,constant:300,constant:900,knative"
+NODES = 4
 POLICIES = ("ebb", "chwbl", "tree", "round-robin", "least-load", "session")
 
 
@@ -172,18 +175,32 @@ def _route_row(one: "Figures") -> Sequence[object]:
         "ebb simulate scale --trace rates.csv.gz --format servegen --policies ebb,constant:300 -o json",
         "ebb simulate scale --trace calls.csv --format azure-functions --settings fleet.toml --plot scale.png",
         "ebb simulate scale --trace chat.csv.gz --format azure-conversation --policies ebb,knative",
+        "ebb simulate scale --from-usage --days 3",
+        "ebb simulate scale --from-usage --nodes 2 --settings fleet.toml --policies as-deployed,constant:600 -o json",
     )
 )
 def scale(
-    trace: Annotated[Path, typer.Option("--trace", metavar="FILE", help="The trace; may end in .gz.")],
-    format: Annotated[ScaleFormat, typer.Option("--format", help="How it is written.")],
-    nodes: Annotated[int, typer.Option("--nodes", min=1, max=1000, help="Nodes of the fleet.")] = 4,
-    policies: Annotated[str, typer.Option("--policies", help="Which to compare.")] = SCALE_POLICIES,
+    trace: Annotated[Path | None, typer.Option("--trace", metavar="FILE", help="The trace; may end in .gz.")] = None,
+    format: Annotated[ScaleFormat | None, typer.Option("--format", help="How it is written.")] = None,
+    from_usage: Annotated[
+        bool, typer.Option("--from-usage", help="Instead of a trace: this platform's own requests, endpoints, starts.")
+    ] = False,
+    days: Annotated[
+        float, typer.Option("--days", min=0.01, max=3660, help="With --from-usage: how far back to look.")
+    ] = 7.0,
+    nodes: Annotated[
+        int | None,
+        typer.Option("--nodes", min=1, max=1000, help="Nodes of the fleet: 4, or with --from-usage its own."),
+    ] = None,
+    policies: Annotated[
+        str, typer.Option("--policies", help="Which to compare; with --from-usage also as-deployed.")
+    ] = SCALE_POLICIES,
     seed: Annotated[int, typer.Option("--seed", help="Of all that the trace leaves to chance.")] = 0,
     settings: Annotated[
         Path | None, typer.Option("--settings", metavar="FILE", help="TOML with the fleet's times; else Ebb's own.")
     ] = None,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="PNG", help="Draw the figures there.")] = None,
+    home: HomeOption = DEFAULT_HOME,
     output: OutputOption = Output.table,
 ) -> None:
     """Replay a trace through the very files that say how many replicas there are and how long idle ones are kept.
@@ -196,23 +213,40 @@ def scale(
 
     Policies are ebb (keep-alive and waking ahead by each endpoint's own history), ebb:WORTH (the same, with WORTH
     GB-seconds of memory for a second of waiting saved), constant:SECONDS, and knative (its autoscaler's defaults).
+
+    With --from-usage each endpoint has the limits, the memory and the measured speed that it has now, and starts as
+    fast as its last starts did; its own latency objective counts, where it has one. as-deployed is the policy that
+    each has now. The fleet is the platform's, or with --nodes another, as the settings say.
     """
     _check_plot(plot)
-    from control_plane.simulator.scale.compare import Comparison, compare
+    from control_plane.simulator.scale.compare import Comparison, UsageComparison, compare, compare_usage
     from control_plane.simulator.scale.plot import draw
-    from control_plane.simulator.scale.policies import check_name
+    from control_plane.simulator.scale.policies import AS_DEPLOYED, check_name
 
-    asked = Comparison(trace, str(format), nodes, _policies(policies, check_name), seed, settings)
     columns = ("policy", "cold", "wait p50", "p95", "p99", "GB-hours", "replica-hours", "in SLO", "evictions")
-    _tell(_compared(lambda progress: compare(asked, progress), draw, plot), output, columns, _scale_row)
+    if from_usage:
+        if trace is not None or format is not None:
+            raise typer.BadParameter("Say --trace and --format, or --from-usage: not both.")
+        if policies == SCALE_POLICIES:
+            policies = f"{AS_DEPLOYED},{policies}"
+        names = _policies(policies, check_name)
+        with Api.open(home) as api:
+            own = UsageComparison(fetch(api, days), nodes, names, settings)
+        compared = _compared(lambda progress: compare_usage(own, progress), draw, plot)
+    else:
+        if trace is None or format is None:
+            raise typer.BadParameter("Say which --trace and its --format, or --from-usage for this platform's own.")
+        asked = Comparison(trace, str(format), nodes or NODES, _policies(policies, check_name), seed, settings)
+        compared = _compared(lambda progress: compare(asked, progress), draw, plot)
+    _tell(compared, output, columns, _scale_row)
 
 
 def _scale_row(one: "ScaleFigures") -> Sequence[object]:
     return (
         one.policy,
         f"{one.cold_share:.2%}",
-        *(f"{seconds:.1f} s" for seconds in (one.wait_p50_s, one.wait_p95_s, one.wait_p99_s)),
-        *(f"{hours:,.1f}" for hours in (one.memory_hours, one.replica_hours)),
+        *(f"{s:.1f} s" if s >= 10 else f"{s:.2f} s" for s in (one.wait_p50_s, one.wait_p95_s, one.wait_p99_s)),
+        *(f"{hours:,.1f}" if hours >= 10 else f"{hours:.3f}" for hours in (one.memory_hours, one.replica_hours)),
         f"{one.slo_attainment:.2%}",
         str(one.evictions),
     )

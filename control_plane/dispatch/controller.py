@@ -56,7 +56,7 @@ class AgentsController(Controller):
     async def report(
         self,
         request: AuthRequest,
-        session: RequestSession,
+        database: NamedDependency[Database],
         settings: NamedDependency[Settings],
         report_order: NamedDependency[service.ReportOrder],
         node_id: FromPath[UUID],
@@ -67,7 +67,11 @@ class AgentsController(Controller):
         if caller is not None and caller.epoch != data.epoch:
             metrics.REFUSED.labels(metrics.STALE).inc()
             raise StaleEpoch(f"node {node_id}", caller.epoch)
-        await service.take_report(session, node_id, data, LeaseTerms(settings.lease_s), report_order)
+        async with database.transaction() as session:
+            taught = await service.take_report(session, node_id, data, LeaseTerms(settings.lease_s), report_order)
+        if taught:
+            async with database.transaction() as session:
+                await service.learn(session, taught)
 
 
 class NodesController(Controller):

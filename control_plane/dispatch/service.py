@@ -2,6 +2,7 @@
 wanted or where another could go."""
 
 import hashlib
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
@@ -76,6 +77,15 @@ async def desired_state(session: AsyncSession, node_id: UUID, terms: LeaseTerms,
     return DesiredState(hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:24], *told)
 
 
+@dataclass(frozen=True)
+class Taught:
+    """A replica whose memory says something new, and perhaps its start (`tier`: where its weights were)."""
+
+    replica: ReplicaTable
+    tier: str = ""
+    has_ended: bool = False
+
+
 class ReportOrder:
     """Which report of each node was the last one taken: one that it has overtaken must not undo it. Kept by the process
     that answers; reports are rarely split between two, and then it is the comparison that holds."""
@@ -94,8 +104,9 @@ class ReportOrder:
 
 async def take_report(
     session: AsyncSession, node_id: UUID, report: NodeReport, terms: LeaseTerms, order: ReportOrder
-) -> int:
-    """Brings rows in line with what the node says; how many changed. Raises Missing and StaleEpoch.
+) -> list[Taught]:
+    """Brings rows in line with what the node says; what there is to `learn` of it, once that has committed. Raises
+    Missing and StaleEpoch.
 
     Most reports say nothing new and lock nothing but the node. Where one does, the endpoints concerned are held in
     the order of their ids, and the comparison is made again on the rows as they are then.
@@ -103,7 +114,7 @@ async def take_report(
     node = await nodes.heard(session, node_id, report.epoch, report.memory_free_bytes, terms)
     if order.is_late(node_id, report):
         store.STALE.labels("report").inc()
-        return 0
+        return []
     rows = await _rows(session, node_id)
     found = _compare(rows, node.last_seen_at, report)
     strays = {change.id for change in found if isinstance(change, Stray)}
@@ -112,19 +123,22 @@ async def take_report(
         found = _compare(rows, node.last_seen_at, report)
     changes = [change for change in found if not isinstance(change, Stray)]
     news = {rows[change.id].endpoint_id for change in changes if _is_news(rows[change.id], change)}
-    taught: list[tuple[ReplicaTable, bool]] = []
+    taught: list[Taught] = []
     for endpoint_id in sorted(news):
         held = await life.hold(session, endpoint_id)
         if held is not None:
             taught += await _apply(session, held, node_id, report)
-    await _learn(session, taught)
-    return len(news)
+    return taught
 
 
-async def _learn(session: AsyncSession, taught: list[tuple[ReplicaTable, bool]]) -> None:
-    """After all endpoints are held, and in one order: endpoints share the rows of what they run."""
-    for replica, has_ended in sorted(taught, key=lambda one: (one[0].spec["artifact"], one[0].device)):
-        await measured.learn(session, replica, has_ended=has_ended)
+async def learn(session: AsyncSession, taught: list[Taught]) -> None:
+    """What the next starts may expect. In a transaction of its own: requests wait for a replica that became ready, and
+    not for this. In one order, first endpoints, then the rows that they share."""
+    for one in sorted(taught, key=lambda one: one.replica.endpoint_id):
+        if one.tier and (held := await life.hold(session, one.replica.endpoint_id)) is not None:
+            held.endpoint.start_s = await starts.learned_s(session, one.replica, one.tier)
+    for one in sorted(taught, key=lambda one: (one.replica.spec["artifact"], one.replica.device)):
+        await measured.learn(session, one.replica, has_ended=one.has_ended)
 
 
 async def lose_node(session: AsyncSession, node_id: UUID, reason: str) -> None:
@@ -186,11 +200,8 @@ def _is_news(row: ReplicaTable, change: Change) -> bool:
     return change.to is not None or _facts(row, change.observed) != _stored(row)
 
 
-async def _apply(
-    session: AsyncSession, held: Held, node_id: UUID, report: NodeReport
-) -> list[tuple[ReplicaTable, bool]]:
-    """The replicas whose memory says something new, and whether they have ended."""
-    taught: list[tuple[ReplicaTable, bool]] = []
+async def _apply(session: AsyncSession, held: Held, node_id: UUID, report: NodeReport) -> list[Taught]:
+    taught: list[Taught] = []
     mine = {str(row.id): row for row in held.replicas if row.node_id == node_id}
     wanted = [
         Wanted(id, row.generation, row.status, row.intent, (held.now - row.created_at).total_seconds())
@@ -201,20 +212,23 @@ async def _apply(
         if replica is None:
             continue
         if isinstance(change, Seen):
-            await _see(session, held, replica, change)
-            taught += [(replica, False)] if replica.status == "ready" else []
+            tier = await _see(session, held, replica, change)
+            taught += [Taught(replica, tier)] if replica.status == "ready" else []
         elif isinstance(change, Ended):
             if change.observed is not None:
                 _note(replica, change.observed)
             await life.end(session, held, replica, change.failure)
-            taught += [(replica, True)] if change.failure is None else []
+            taught += [Taught(replica, has_ended=True)] if change.failure is None else []
     return taught
 
 
-async def _see(session: AsyncSession, held: Held, replica: ReplicaTable, change: Seen) -> None:
+async def _see(session: AsyncSession, held: Held, replica: ReplicaTable, change: Seen) -> str:
+    """The tier of the start that has just succeeded, empty where none has."""
     moved = _facts(replica, change.observed)[:3] != _stored(replica)[:3]
+    is_told = "place" not in replica.spans or change.to is not None
+    is_told = is_told or _facts(replica, change.observed)[-1] != replica.spans
+    start = await starts.of(session, replica) if is_told else None
     if "place" not in replica.spans:
-        start = await starts.of(session, replica)
         began_at = replica.created_at if start is None else start.created_at
         way_s = (held.now - began_at).total_seconds() - (change.observed.for_s or 0.0)
         replica.spans = {**replica.spans, "place": round(max(0.0, way_s), 4)}
@@ -223,12 +237,15 @@ async def _see(session: AsyncSession, held: Held, replica: ReplicaTable, change:
     if change.to is not None:
         # one that was let go keeps the reason for that to its end
         reason = PHASE_REASONS[change.to] if replica.intent == "run" else replica.reason
-        await life.move(session, held, replica, change.to, reason)
+        await life.move(session, held, replica, change.to, reason, start)
+        if change.to == "ready":
+            return "cached" if start is None else start.tier
     elif replica.spans != before:
-        starts.note(await starts.of(session, replica), replica, held.now)
+        starts.note(start, replica, held.now)
     if change.to is None and moved:
         # an adopted runner may have another address or token: gateways must hear of it
         ring(session, "routes")
+    return ""
 
 
 def _facts(row: ReplicaTable, seen: ObservedReplica) -> tuple[object, ...]:

@@ -7,14 +7,18 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
+import structlog
 from sqlalchemy import ScalarSelect, func, select, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.db.bells import ring
 from control_plane.db.clock import db_now
 from control_plane.endpoints.tables import DemandTable, EndpointTable, GatewayTable
+from control_plane.usage import service as usage
 from data_plane.wire.routes import DemandReport, EndpointDemand
+from data_plane.wire.usage import UsageBatch
 
 LONGEST_IDLE_S = 10 * 366 * 86_400.0
 MOST_REQUESTS = 2**31 - 1
@@ -23,6 +27,7 @@ HEARD_S = 15.0
 JUST_NOW_S = 1.0
 """Work that ended so recently is news: from it the idle time counts."""
 
+_log = structlog.get_logger("control_plane.demand")
 
 SAMPLE_S = 2.0
 SAMPLES_S = 60.0
@@ -36,6 +41,8 @@ async def note(session: AsyncSession, report: DemandReport) -> None:
     gateway = report.gateway[:200]
     heard = insert(GatewayTable).values(name=gateway, heard_at=now)
     await session.execute(heard.on_conflict_do_update(index_elements=["name"], set_={"heard_at": now}))
+    if report.usage is not None:
+        await _note_usage(session, gateway, report.usage, now)
     given = {_uuid(demand.endpoint_id): demand for demand in report.endpoints}
     given.pop(None, None)
     known = await _known(session, [endpoint_id for endpoint_id in given if endpoint_id is not None])
@@ -50,6 +57,19 @@ async def note(session: AsyncSession, report: DemandReport) -> None:
     await _write(session, [_row(given[each], each, gateway, samples.get(each, []), now) for each in known])
     if any(demand.running + demand.waiting or _ended_just_now(demand) for demand in report.endpoints):
         ring(session, "endpoints")
+
+
+async def _note_usage(session: AsyncSession, gateway: str, batch: UsageBatch, now: datetime) -> None:
+    """Demand wakes endpoints, so usage must not stand in its way: what cannot be stored is lost, and that is told."""
+    ids = {_uuid(each.endpoint_id) for each in batch.endpoints} - {None}
+    query = select(EndpointTable.id, EndpointTable.tenant_id, EndpointTable.name).where(EndpointTable.id.in_(ids))
+    # of those that were deleted meanwhile too: their requests were served
+    owners = {str(id): (tenant_id, name) for id, tenant_id, name in await session.execute(query)}
+    try:
+        async with session.begin_nested():
+            await usage.note(session, gateway, batch, owners, now)
+    except DBAPIError as error:
+        _log.error("usage_not_stored", gateway=gateway, number=batch.number, reason=str(error).splitlines()[:1])
 
 
 def _row(

@@ -22,7 +22,7 @@ from control_plane.endpoints.states import (
     half_open,
     transition,
 )
-from control_plane.endpoints.tables import EndpointTable, ReplicaTable
+from control_plane.endpoints.tables import EndpointTable, ReplicaTable, StartTable
 from control_plane.events.service import record
 from data_plane.wire.fleet import ReplicaPhase, StartFailure
 
@@ -158,13 +158,20 @@ async def fail_start(session: AsyncSession, held: Held, failure: StartFailure, l
             endpoint.desired = endpoint.min_replicas
 
 
-async def move(session: AsyncSession, held: Held, replica: ReplicaTable, to: ReplicaPhase, reason: str) -> None:
-    """A replica that is still there reached another phase."""
+async def move(
+    session: AsyncSession,
+    held: Held,
+    replica: ReplicaTable,
+    to: ReplicaPhase,
+    reason: str,
+    start: StartTable | None = None,
+) -> None:
+    """A replica that is still there reached another phase. `start`: its last one."""
     before = replica.status
     replica.status = transition(str(replica.id), replica.status, to)
     replica.reason = reason
     if to == "ready":
-        await _became_ready(session, held, replica)
+        _became_ready(held, replica, start)
     await _tell(session, held, replica, to, reason, {"from": before})
     await settle(session, held, _state_reason(to, reason), is_progress=to in ("starting", "loading", "warming"))
 
@@ -173,15 +180,13 @@ def _state_reason(to: ReplicaPhase, reason: str) -> str:
     return "A replica is ready." if to == "ready" else reason
 
 
-async def _became_ready(session: AsyncSession, held: Held, replica: ReplicaTable) -> None:
+def _became_ready(held: Held, replica: ReplicaTable, start: StartTable | None) -> None:
     endpoint = held.endpoint
     replica.ready_at = endpoint.last_ready_at = held.now
-    start = await starts.of(session, replica)
     began_at = replica.created_at if start is None else start.created_at
     asked_s = _seconds(began_at, held.now) + float(replica.spans.get("decide", 0.0))
     replica.spans = {**replica.spans, "ready": round(asked_s, 4)}
     starts.note(start, replica, held.now)
-    endpoint.start_s = await starts.learned_s(session, replica, "cached" if start is None else start.tier)
     metrics.COLD_STARTS.inc()
     metrics.COLD_START_SECONDS.observe(asked_s)
 

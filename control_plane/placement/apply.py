@@ -1,6 +1,7 @@
 """Does what a round of placing decided, on rows that are held, and records each decision with what it was made from.
 What has changed since it was decided is looked at again, and left for the next round. Never commits."""
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,7 +17,7 @@ from control_plane.endpoints.memory import human
 from control_plane.endpoints.specs import RevisionSpec, replica_spec
 from control_plane.endpoints.tables import ReplicaTable, RevisionTable
 from control_plane.placement.eviction import Eviction
-from control_plane.placement.observe import copy_of, drained, work_of
+from control_plane.placement.observe import copy_of, work_of
 from control_plane.placement.planner import NoRoom
 from control_plane.placement.rollout import SURPLUS, Steps, next_steps
 from control_plane.placement.rounds import Evict, Place, Refuse, Step, Unpark, Wait
@@ -28,22 +29,21 @@ def endpoint_of(step: Step) -> UUID:
     return UUID(step.want.endpoint_id)
 
 
-async def still_lacks(session: AsyncSession, held: Held) -> bool:
-    """Whether a replica is still to be started."""
-    return (await _steps(session, held)).start > 0
+def still_lacks(held: Held, left: Mapping[UUID, str]) -> bool:
+    """Whether a replica is still to be started. `left`: the nodes that are drained."""
+    return _steps(held, left).start > 0
 
 
-async def _steps(session: AsyncSession, held: Held) -> Steps:
+def _steps(held: Held, left: Mapping[UUID, str]) -> Steps:
     endpoint = held.endpoint
-    left = await drained(session) if held.replicas else {}
     copies = [copy_of(row, left) for row in held.replicas]
     return next_steps(copies, endpoint.desired, endpoint.revision, may_start=not held.circuit.is_open)
 
 
-async def release(session: AsyncSession, held: Held) -> None:
+async def release(session: AsyncSession, held: Held, left: Mapping[UUID, str]) -> None:
     """Lets those go that are too many, or of another revision."""
     rows = {str(row.id): row for row in held.replicas}
-    for replica_id, reason in (await _steps(session, held)).release:
+    for replica_id, reason in _steps(held, left).release:
         row = rows[replica_id]
         # why fewer are desired says more than that they are
         why = held.endpoint.reason if reason is SURPLUS else reason

@@ -2,6 +2,8 @@
 go, idle ones make room. Knows nothing of load, nor of what agents do with its rows."""
 
 import time
+from collections.abc import Mapping
+from uuid import UUID
 
 from control_plane.db.loop import Leadership
 from control_plane.endpoints import life, metrics
@@ -35,10 +37,10 @@ class PlacementLoop:
             if each.steps.release:
                 async with leadership.transaction() as session:
                     if (held := await life.hold(session, each.id)) is not None:
-                        await apply.release(session, held)
+                        await apply.release(session, held, picture.left)
         steps = Round(Fleet(picture.devices), picture.residents, picture.now).decide(picture.wants)
         for step in steps:
-            await _do(leadership, step)
+            await _do(leadership, step, picture.left)
         if not steps:
             # after whoever waits: nothing of it is urgent
             await _expire(leadership)
@@ -55,7 +57,7 @@ async def _expire(leadership: Leadership) -> None:
             await apply.expire(session, endpoint_id, replica_id)
 
 
-async def _do(leadership: Leadership, step: Step) -> None:
+async def _do(leadership: Leadership, step: Step, left: Mapping[UUID, str]) -> None:
     """One step; each endpoint that it concerns in a transaction of its own, so that none is held for another."""
     if isinstance(step, Evict):
         for victim in step.victims:
@@ -63,7 +65,7 @@ async def _do(leadership: Leadership, step: Step) -> None:
                 await apply.evict(session, step, victim)
     async with leadership.transaction() as session:
         held = await life.hold(session, apply.endpoint_of(step))
-        if held is None or not await apply.still_lacks(session, held):
+        if held is None or not apply.still_lacks(held, left):
             return
         match step:
             case Place():

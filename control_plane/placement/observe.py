@@ -56,6 +56,8 @@ class Picture:
     wants: list[Want] = field(default_factory=list[Want])
     devices: list[DeviceView] = field(default_factory=list[DeviceView])
     residents: list[Resident] = field(default_factory=list[Resident])
+    left: dict[UUID, str] = field(default_factory=dict[UUID, str])
+    """The names of the nodes that are to be left."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ async def picture(session: AsyncSession, ids: Sequence[UUID]) -> Picture:
     rows = [(row, msgspec.convert(spec, RevisionSpec)) for row, spec, _ in found]
     alive = await alive_replicas(session, list(ids))
     nodes = await everyone(session)
-    left = {node.id: node.name for node in nodes if node.draining}
+    left = seen.left = {node.id: node.name for node in nodes if node.draining}
     for row, spec in rows:
         copies = [copy_of(replica, left) for replica in alive[row.id]]
         steps = next_steps(copies, row.desired, row.revision, may_start=row.retry_at is None)
@@ -145,12 +147,6 @@ async def picture(session: AsyncSession, ids: Sequence[UUID]) -> Picture:
         for row, spec in wanted:
             seen.wants.append(_want(row, spec, lacking[row.id], alive[row.id], excess, cached, by_id))
     return seen
-
-
-async def drained(session: AsyncSession) -> dict[UUID, str]:
-    """The names of the nodes that are to be left."""
-    query = select(NodeTable.id, NodeTable.name).where(NodeTable.draining, NodeTable.removed_at.is_(None))
-    return {node_id: name for node_id, name in await session.execute(query)}
 
 
 def copy_of(row: ReplicaTable, left: Mapping[UUID, str]) -> Copy:

@@ -68,7 +68,7 @@ class Admission:
     ) -> Admitted:
         """Enter the answer for as long as the request is in hand. ApiError 429 where its key has what it may have."""
         key = _key(exchange)
-        meter = Meter.of(request, body_bytes, route.max_model_len)
+        meter = exchange.meter = Meter.of(request, body_bytes, route.max_model_len)
         now = asyncio.get_running_loop().time()
         permit = self._limiter.admit(key, meter.estimate, now)
         if permit.key is not None:

@@ -30,6 +30,7 @@ from data_plane.gateway.request_log import RequestLog
 from data_plane.gateway.server import GatewayServer, Route
 from data_plane.gateway.settings import GatewaySettings
 from data_plane.gateway.state import StateFollower
+from data_plane.gateway.usage import UsageBook
 from data_plane.gateway.vitals import Vitals
 from data_plane.router.lease import InFlight
 from data_plane.router.probe import probe
@@ -59,6 +60,7 @@ class Gateway:
         self.recent = RecentRequests()
         self.activation = Activation(self.table, self.in_flight, self._wake, settings.hold, self.knowledge)
         self.metrics = Metrics(self._books)
+        self.usage = UsageBook(lambda: self.metrics.usage_dropped.add())
         self.vitals = Vitals(
             self.table,
             lambda replica: probe(replica, settings.runner.connect_s, settings.vitals.answer_s),
@@ -68,6 +70,7 @@ class Gateway:
         self.attempts = Attempts(self.activation, self._runners, self.vitals, self.metrics, self._num_replicas)
         self._request_log = RequestLog(sys.stderr)
         self.server = GatewayServer(self._routes(), self.auth, lambda: self.table.received, self._on_end)
+        self._reporter: DemandReporter | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -79,8 +82,8 @@ class Gateway:
         """Listen, and follow the control plane. Raises OSError where the port is taken."""
         await self.server.listen(self._settings.host, self._settings.port)
         waiting = self.activation.waiting
-        reporter = DemandReporter(
-            self._settings.name, self.demand, self.table, lambda id: waiting(id)[0], self._control
+        self._reporter = reporter = DemandReporter(
+            self._settings.name, self.demand, self.usage, self.table, lambda id: waiting(id)[0], self._control
         )
         self._spawn(StateFollower(self._control, self._on_state).run(), "follow")
         self._spawn(reporter.run(), "report")
@@ -98,6 +101,8 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._reporter is not None:
+            await self._reporter.finish()
         await self.followers.close()
         await self.vitals.close()
         self.server.close()
@@ -204,8 +209,12 @@ class Gateway:
             metrics.routes.add(exchange.endpoint, lease.reason)
             metrics.prompt_tokens.add(exchange.endpoint, amount=lease.prompt_tokens)
             metrics.matched_tokens.add(exchange.endpoint, amount=lease.matched_tokens)
+        at = time.time() - seconds
+        route = self.table.find(exchange.tenant, exchange.endpoint)
+        if route is not None:
+            self.usage.note(exchange, route.id, at, seconds)
         record = RequestRecord(
-            time.time() - seconds,
+            at,
             exchange.request_id,
             exchange.endpoint,
             exchange.replica,

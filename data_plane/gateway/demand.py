@@ -5,6 +5,7 @@ Knows nothing of what the work is, nor what the autoscaler makes of it.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import structlog
@@ -13,11 +14,14 @@ from data_plane.gateway.control import Backoff, ControlClient, ControlUnavailabl
 from data_plane.gateway.exchange import Exchange
 from data_plane.gateway.meter import Meter
 from data_plane.gateway.tally import Tally, Work
+from data_plane.gateway.usage import UsageBook
 from data_plane.router.table import RouteTable
 from data_plane.wire.routes import DemandReport, EndpointDemand
 
 BUSY_EVERY_S = 1.0
 IDLE_EVERY_S = 5.0
+LAST_S = 1.0
+"""So long a gateway that ends tries to tell of its last requests."""
 LEAST_GAP_S = 0.1
 """Between two reports: an endpoint that turns busy and idle a hundred times a second is told of ten times."""
 
@@ -88,23 +92,45 @@ class DemandReporter:
     """The loop that sends the reports."""
 
     def __init__(
-        self, name: str, demand: Demand, table: RouteTable, waiting: Callable[[str], int], control: ControlClient
+        self,
+        name: str,
+        demand: Demand,
+        usage: UsageBook,
+        table: RouteTable,
+        waiting: Callable[[str], int],
+        control: ControlClient,
     ) -> None:
         self._name = name
         self._demand = demand
+        self._usage = usage
         self._table = table
         self._waiting = waiting
         self._control = control
         self._is_whole = True
 
-    def report(self) -> DemandReport:
-        """What is new of demand, now; after a report that was lost, all of it."""
+    def report(self, *, is_last: bool = False) -> DemandReport:
+        """What is new of demand, now; after a report that was lost, all of it. The last one has all usage, too."""
         now = asyncio.get_running_loop().time()
         there = {route.id for route in self._table.all()}
         self._demand.forget_all_but(there)
         ids = [id for id in self._demand.news(whole=self._is_whole) if id in there]
         told = tuple(self._demand.of(id, self._waiting(id), now) for id in ids)
-        return DemandReport(self._name, told, self._is_whole)
+        return DemandReport(self._name, told, self._is_whole, self._usage.due(time.time(), all=is_last))
+
+    async def finish(self) -> None:
+        """Tell what is left to tell, where that is soon done; when `run` has ended."""
+        try:
+            async with asyncio.timeout(LAST_S):
+                if (last := self.report(is_last=True)).usage is not None:
+                    await self._send(last)
+        except (ControlUnavailable, NoSuchEndpoint, TimeoutError) as error:
+            _log.warning("usage_lost", reason=str(error) or type(error).__name__)
+
+    async def _send(self, report: DemandReport) -> None:
+        await self._control.report(report)
+        self._is_whole = False
+        if report.usage is not None:
+            self._usage.arrived(report.usage)
 
     async def run(self) -> None:
         """Report until cancelled. While the control plane is away, only the latest report is worth sending."""
@@ -113,8 +139,7 @@ class DemandReporter:
             self._demand.turned.clear()
             try:
                 if self._table.received:
-                    await self._control.report(self.report())
-                    self._is_whole = False
+                    await self._send(self.report())
                 backoff.reset()
             except (ControlUnavailable, NoSuchEndpoint) as error:
                 self._is_whole = True

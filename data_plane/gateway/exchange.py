@@ -9,6 +9,7 @@ import re
 
 from data_plane.gateway.answers import Stream, Whole
 from data_plane.gateway.client_request import BodyTooLarge, Request
+from data_plane.gateway.meter import Meter
 from data_plane.router.http1 import Malformed
 from data_plane.router.lease import Lease
 from data_plane.wire.errors import ApiError, invalid
@@ -54,6 +55,8 @@ class Exchange:
     reason: str = ""
     response: Stream | None = None
     """The stream that has begun."""
+    meter: Meter | None = None
+    """Of its tokens, once it was let in."""
 
     def __init__(self, request: Request, request_id: str, arrived: float) -> None:
         self.request = request

@@ -1,7 +1,7 @@
 """What one answer used, in tokens: estimated before it begins, counted while it runs, told by the runner at its end.
 
-A runner ends each stream with the comment `: usage PROMPT COMPLETION` (before `[DONE]`); clients do not see it. Where
-an answer ends without it, its bytes tell about how many tokens were relayed: counting events would cost more than
+A runner ends each stream with the comment `: usage PROMPT COMPLETION CACHED` (before `[DONE]`); clients do not see it.
+Where an answer ends without it, its bytes tell about how many tokens were relayed: counting events would cost more than
 relaying them. Knows nothing of keys or limits.
 """
 
@@ -23,9 +23,14 @@ _DONE = b"[DONE]\n\n"
 _DIGITS = tuple(b"0123456789"[digit : digit + 1] for digit in range(10))
 
 
+class _Details(msgspec.Struct, frozen=True):
+    cached_tokens: int = 0
+
+
 class _Usage(msgspec.Struct, frozen=True):
     total_tokens: int = 0
     completion_tokens: int = 0
+    prompt_tokens_details: _Details | None = None
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -42,7 +47,7 @@ class Meter:
         self.prompt = prompt
         self.estimate = max(1, prompt + completion)
         self._relayed_bytes = 0
-        self._told: tuple[int, int] | None = None  # of all, of the answer
+        self._told: tuple[int, int, int] | None = None  # of all, of the answer, of the prompt what was cached
 
     @classmethod
     def of(cls, request: ChatRequest | CompletionRequest, body_bytes: int, context: int) -> "Meter":
@@ -65,6 +70,13 @@ class Meter:
         """Tokens of the answer so far."""
         return math.ceil(self._relayed_bytes / EVENT_BYTES) if self._told is None else self._told[1]
 
+    def counts(self) -> tuple[int, int, int]:
+        """Tokens so far: of the prompt, what was cached of it, of the answer. Without an answer nothing is known."""
+        if self._told is not None:
+            whole, completed, cached = self._told
+            return whole - completed, cached, completed
+        return (self.prompt, 0, self.completed) if self._relayed_bytes else (0, 0, 0)
+
     def relay(self, events: bytes) -> bytes:
         """Whole events on their way to the client: what is to be passed on of them."""
         self._relayed_bytes += len(events)
@@ -81,14 +93,16 @@ class Meter:
         """A whole answer on its way to the client."""
         try:
             usage = _ANSWER.decode(body).usage
-            self._told = usage.total_tokens, usage.completion_tokens
+            details = usage.prompt_tokens_details
+            cached = 0 if details is None else details.cached_tokens
+            self._told = usage.total_tokens, usage.completion_tokens, cached
         except msgspec.DecodeError:  # an error, or an answer that tells no usage: the client gets it as it is
             self._told = None
 
 
-def _counts(words: bytes) -> tuple[int, int] | None:
+def _counts(words: bytes) -> tuple[int, int, int] | None:
     try:
-        counts = [int(word) for word in words.split()[:2]]
-        return sum(counts), counts[-1] if len(counts) > 1 else 0
+        prompt, completion, cached, *_ = (*(int(word) for word in words.split()[:3]), 0, 0, 0)
+        return prompt + completion, completion, cached
     except ValueError:  # no comment of ours after all: counting goes on
         return None

@@ -114,6 +114,8 @@ class Metrics:
         self.interrupted = _counter(registry, "stream_interrupted", "Streams that lost their replica.", "endpoint")
         self.resumed = _counter(registry, "streams_resumed", "Streams that another replica went on with.", "endpoint")
         self.poisonous = _counter(registry, "poisonous", "Requests that two replicas died of.", "endpoint")
+        self.usage_dropped = _counter(registry, "usage_dropped", "Requests whose usage was not kept.")
+        self.usage_dropped.add(amount=0)
 
     def render(self) -> bytes:
         """The text exposition."""

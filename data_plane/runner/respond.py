@@ -151,7 +151,8 @@ async def _stream(
         last = marked(last, USAGE)
     if USAGE_HEADER in http.headers:
         usage = usage_of(generation)
-        last += f": usage {usage.prompt_tokens} {usage.completion_tokens}\n\n".encode()
+        cached = usage.prompt_tokens_details.cached_tokens
+        last += f": usage {usage.prompt_tokens} {usage.completion_tokens} {cached}\n\n".encode()
     await _send(http, response, last + b"data: [DONE]\n\n")
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from data_plane.wire.keys import KeyRecord
+from data_plane.wire.usage import UsageBatch
 
 EndpointState = Literal["zero", "waking", "live", "draining", "failed"]
 CAPACITY = "capacity"
@@ -96,6 +97,8 @@ class DemandReport(msgspec.Struct, frozen=True):
     endpoints: tuple[EndpointDemand, ...]
     is_whole: bool = False
     """The first after a start, or after one that was lost: an endpoint that it does not name has no work there."""
+    usage: UsageBatch | None = None
+    """Now and then: what requests that have ended used."""
 
 
 class WakeRequest(msgspec.Struct, frozen=True):

@@ -1,6 +1,7 @@
 """Endpoints and replicas as the replay has them: what waits, what runs, what memory is held where. No policy here."""
 
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from control_plane.endpoints.memory import Estimate
@@ -19,6 +20,7 @@ class Replica:
 
     endpoint: "Endpoint"
     place: tuple[str, str]
+    bytes: int
     started_at: float
     ready_at: float
     engine: Engine
@@ -34,6 +36,10 @@ class Endpoint:
     """One endpoint at one moment; times in seconds of the trace."""
 
     number: int
+    settings: FleetSettings
+    """Of its replicas."""
+    need: Need
+    min_replicas: int = 0
     desired: int = 0
     replicas: list[Replica] = field(default_factory=list[Replica])
     """Without those that only end what they have begun."""
@@ -80,30 +86,29 @@ class Endpoint:
 class Fleet:
     """Devices, what is promised on them, and what was held until now."""
 
-    def __init__(self, nodes: int, settings: FleetSettings) -> None:
-        self._settings = settings
-        self._bytes = int(settings.memory_gb * GB)
-        names = [
-            (f"node-{node:04}", f"cuda:{device}") for node in range(nodes) for device in range(settings.node_devices)
-        ]
-        self._promised = dict.fromkeys(names, 0)
-        self._need = Need("auto", {"cuda": Estimate(self._bytes, 0, 0)})
+    def __init__(self, devices: Sequence[DeviceView]) -> None:
+        self._devices = tuple(devices)
+        self._promised = {device.spot: 0 for device in devices}
         self.replicas: set[Replica] = set()
-        self.replica_s = 0.0
-        empty = plan(self._views(None), self._need)
-        if isinstance(empty, NoRoom):
-            raise SimulationError(
-                f"With memory_gb {settings.memory_gb:g} and device_gb {settings.device_gb:g}: {empty.message}"
-            )
+        self.replica_s = self.memory_gb_s = 0.0
+
+    def check(self, needs: Mapping[str, Need]) -> None:
+        """Raises SimulationError where a replica finds no room though there is no other; `needs` by name."""
+        empty = self._views(None)
+        for name, need in needs.items():
+            answer = plan(empty, need)
+            if isinstance(answer, NoRoom):
+                raise SimulationError(f"{name}: {answer.message}")
 
     def start(self, endpoint: Endpoint, now: float) -> Replica | None:
         """A replica where the planner puts it, or None where it finds no room."""
-        placed = plan(self._views(endpoint), self._need)
+        placed = plan(self._views(endpoint), endpoint.need)
         if isinstance(placed, NoRoom):
             return None
-        place = (placed.node, placed.device)
-        self._promised[place] += self._bytes
-        replica = Replica(endpoint, place, now, now + self._settings.start_s, Engine(self._settings))
+        size = placed.estimate.total_bytes
+        self._promised[placed.spot] += size
+        settings = endpoint.settings
+        replica = Replica(endpoint, placed.spot, size, now, now + settings.start_s, Engine(settings))
         endpoint.replicas.append(replica)
         self.replicas.add(replica)
         return replica
@@ -114,8 +119,10 @@ class Fleet:
         replica.is_gone = True
         self.retire(replica)
         self.replicas.remove(replica)
-        self._promised[replica.place] -= self._bytes
-        self.replica_s += max(0.0, min(now, end_s) - min(replica.started_at, end_s))
+        self._promised[replica.place] -= replica.bytes
+        held_s = max(0.0, min(now, end_s) - min(replica.started_at, end_s))
+        self.replica_s += held_s
+        self.memory_gb_s += held_s * replica.bytes / GB
 
     def retire(self, replica: Replica) -> None:
         """It takes no more requests."""
@@ -130,8 +137,31 @@ class Fleet:
 
     def _views(self, endpoint: Endpoint | None) -> tuple[DeviceView, ...]:
         mine = [replica.place for replica in endpoint.replicas] if endpoint else []
-        total = int(self._settings.device_gb * GB)
         return tuple(
-            DeviceView(node, node, device, "cuda", total, promised, mine.count((node, device)))
-            for (node, device), promised in self._promised.items()
+            DeviceView(
+                device.node_id,
+                device.node,
+                device.device,
+                device.kind,
+                device.memory_bytes,
+                self._promised[device.spot],
+                mine.count(device.spot),
+            )
+            for device in self._devices
         )
+
+
+def alike(nodes: int, settings: FleetSettings) -> tuple[DeviceView, ...]:
+    """The devices of so many nodes as the settings say."""
+    size = int(settings.device_gb * GB)
+    return tuple(
+        DeviceView(f"node-{node:04}", f"node-{node:04}", f"cuda:{device}", "cuda", size)
+        for node in range(nodes)
+        for device in range(settings.node_devices)
+    )
+
+
+def need_of(memory_gb: float) -> Need:
+    """That of a replica of which only its size is known."""
+    size = Estimate(int(memory_gb * GB), 0, 0)
+    return Need("auto", {"cpu": size, "cuda": size})

@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -13,7 +14,10 @@ from control_plane.autoscaler.window import PANIC_S, STABLE_S, Rates, Sample, pe
 from control_plane.endpoints.slo import Slo
 from control_plane.simulator.scale.fleet import GB, Endpoint
 from control_plane.simulator.scale.settings import FleetSettings
-from control_plane.simulator.scale.workload import Trace
+from control_plane.simulator.scale.workload import Deployed, Trace
+
+AS_DEPLOYED = "as-deployed"
+"""The policy that each endpoint has now."""
 
 
 class Scaler(Protocol):
@@ -33,8 +37,8 @@ class Sampled:
 
     EVERY_S = 2.0
 
-    def __init__(self, limits: Limits) -> None:
-        self._is_always = limits.bears is not None
+    def __init__(self, limits: Sequence[Limits]) -> None:
+        self._limits = limits
         self._samples: dict[int, deque[Sample]] = {}
         self._windows: dict[int, tuple[Rates | None, Rates | None, Rates | None]] = {}
 
@@ -50,10 +54,10 @@ class Sampled:
             samples.append((now, endpoint.load_s, endpoint.prefill_tokens, endpoint.decode_tokens(now)))
             while len(samples) > 2 and samples[1][0] <= now - STABLE_S - PANIC_S:
                 samples.popleft()
-            known = list(samples)
+            known, is_always = list(samples), self._is_always(endpoint)
             self._windows[number] = (
-                rates(known, STABLE_S, now) if self._is_always else None,
-                rates(known, PANIC_S, now) if self._is_always else None,
+                rates(known, STABLE_S, now) if is_always else None,
+                rates(known, PANIC_S, now) if is_always else None,
                 peak(known, now) if endpoint.desired > 1 else None,
             )
         stable, panic, most = self._windows[number]
@@ -65,14 +69,17 @@ class Sampled:
             return decision
         return replace(decision, again_s=min(decision.again_s, self.EVERY_S))
 
+    def _is_always(self, endpoint: Endpoint) -> bool:
+        return self._limits[endpoint.number].bears is not None
+
     def _is_asked(self, endpoint: Endpoint) -> bool:
-        return endpoint.desired > 1 or (self._is_always and (endpoint.desired > 0 or endpoint.load > 0))
+        return endpoint.desired > 1 or (self._is_always(endpoint) and (endpoint.desired > 0 or endpoint.load > 0))
 
 
 class Constant:
-    """policy.py with one idle time for all."""
+    """policy.py with a constant idle time; `limits` are the endpoints', by their numbers."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Sequence[Limits]) -> None:
         self._limits = limits
         self._sampled = Sampled(limits)
 
@@ -82,17 +89,17 @@ class Constant:
     def decide(self, endpoint: Endpoint, now: float) -> Decision:
         """As the autoscaler does."""
         observed = _observed(endpoint, self._sampled.demand(endpoint, now))
-        return self._sampled.again(endpoint, decide(observed, self._limits, now))
+        return self._sampled.again(endpoint, decide(observed, self._limits[endpoint.number], now))
 
 
 class Ebb:
     """policy.py with the idle time of keepalive.py, and its waking ahead."""
 
-    def __init__(self, settings: FleetSettings, limits: Limits, epoch: float, worth: float | None = None) -> None:
+    def __init__(self, limits: Sequence[Limits], epoch: float, worth: float | None = None) -> None:
         self._limits = limits
         self._sampled = Sampled(limits)
         self._epoch = epoch
-        self._terms = Terms(settings.start_s, int(settings.memory_gb * GB), settings.worth if worth is None else worth)
+        self._worth = worth
         self._histories: dict[int, History] = {}
         self._plans: dict[int, tuple[float, Plan]] = {}
         self._habits, self._counted_at = Habits(), -math.inf
@@ -120,14 +127,17 @@ class Ebb:
 
     def _decide(self, endpoint: Endpoint, idle_s: float, now: float) -> Decision:
         observed = _observed(endpoint, self._sampled.demand(endpoint, now))
-        return self._sampled.again(endpoint, decide(observed, replace(self._limits, idle_s=idle_s), now))
+        limits = replace(self._limits[endpoint.number], idle_s=idle_s)
+        return self._sampled.again(endpoint, decide(observed, limits, now))
 
     def _plan(self, endpoint: Endpoint, began: float) -> Plan:
         known = self._plans.get(endpoint.number)
         if known is None or known[0] != began:
-            history = self._histories.setdefault(endpoint.number, History())
-            habits = self._of_all(began)
-            known = self._plans[endpoint.number] = (began, plan(history, self._terms, self._epoch + began, habits))
+            history, settings = self._histories.setdefault(endpoint.number, History()), endpoint.settings
+            worth = settings.worth if self._worth is None else self._worth
+            terms = Terms(settings.start_s, int(settings.memory_gb * GB), worth)
+            planned = plan(history, terms, self._epoch + began, self._of_all(began))
+            known = self._plans[endpoint.number] = (began, planned)
         return known[1]
 
     def _of_all(self, now: float) -> Habits:
@@ -155,8 +165,7 @@ class Knative:
     TARGET_UTILISATION = 0.7
     MAX_SCALE_DOWN_RATE = 2.0
 
-    def __init__(self, settings: FleetSettings) -> None:
-        self._settings = settings
+    def __init__(self) -> None:
         self._seen: dict[int, deque[tuple[float, float]]] = {}
         self._panic: dict[int, tuple[float, int]] = {}
 
@@ -169,10 +178,11 @@ class Knative:
         if endpoint.desired == 0:
             seen.clear()
             self._panic.pop(endpoint.number, None)
-            if not endpoint.load:
+            least = endpoint.min_replicas
+            if not endpoint.load and not least:
                 return Decision(0, "Asleep.")
             seen.append((now, endpoint.load_s))
-            return Decision(1, "The activator has a request.", self.TICK_S)
+            return Decision(max(1, least), "The activator has a request, or min is not 0.", self.TICK_S)
         since_s = now - seen[-1][0]
         if since_s < self.TICK_S - 1e-3:
             return Decision(endpoint.desired, "Between ticks.", self.TICK_S - since_s)
@@ -185,8 +195,8 @@ class Knative:
     def _at_tick(self, endpoint: Endpoint, seen: deque[tuple[float, float]], now: float) -> int:
         ready = max(1, endpoint.serving)
         most_down = math.floor(ready / self.MAX_SCALE_DOWN_RATE)
-        by_panic = self._wanted(seen, self.PANIC_S, now)
-        stable, panic = max(self._wanted(seen, self.STABLE_S, now), most_down), max(by_panic, most_down)
+        by_panic = self._wanted(endpoint, seen, self.PANIC_S, now)
+        stable, panic = max(self._wanted(endpoint, seen, self.STABLE_S, now), most_down), max(by_panic, most_down)
         since, most = self._panic.get(endpoint.number, (-math.inf, 0))
         if by_panic / ready >= self.PANIC_THRESHOLD:
             since = now
@@ -198,15 +208,30 @@ class Knative:
             self._panic.pop(endpoint.number, None)
         if wanted == 0 and (endpoint.load or now - seen[0][0] < self.STABLE_S):
             wanted = 1
-        return min(wanted, self._settings.max_replicas)
+        return min(max(wanted, endpoint.min_replicas), endpoint.settings.max_replicas)
 
-    def _wanted(self, seen: deque[tuple[float, float]], window_s: float, now: float) -> int:
+    def _wanted(self, endpoint: Endpoint, seen: deque[tuple[float, float]], window_s: float, now: float) -> int:
         first = next((one for one in seen if one[0] >= now - window_s - 1e-3), seen[0])
         last = seen[-1]
         if last[0] <= first[0]:
             return 1
         mean = (last[1] - first[1]) / (last[0] - first[0])
-        return math.ceil(round(mean / (self._settings.concurrency * self.TARGET_UTILISATION), 9))
+        return math.ceil(round(mean / (endpoint.settings.concurrency * self.TARGET_UTILISATION), 9))
+
+
+class AsDeployed:
+    """Each endpoint as it stands: by its own idle times, or with the constant idle time it was given."""
+
+    def __init__(self, deployed: Sequence[Deployed], ebb: Ebb, constant: Constant) -> None:
+        self._of: list[Scaler] = [ebb if one.idle_s is None else constant for one in deployed]
+
+    def resumed(self, endpoint: Endpoint, now: float) -> None:
+        """As its policy does."""
+        self._of[endpoint.number].resumed(endpoint, now)
+
+    def decide(self, endpoint: Endpoint, now: float) -> Decision:
+        """As its policy does."""
+        return self._of[endpoint.number].decide(endpoint, now)
 
 
 def check_name(name: str) -> tuple[str, float | None]:
@@ -218,13 +243,14 @@ def check_name(name: str) -> tuple[str, float | None]:
         value = math.nan
     is_one = {
         "knative": not number,
+        AS_DEPLOYED: not number,
         "ebb": value is None or 0.0 < value < math.inf,
         "constant": value is not None and 0.0 <= value < math.inf,
     }
     if not is_one.get(kind, False):
         raise ValueError(
-            f"'{name}' is no policy; there are ebb, ebb:WORTH (GB-seconds for a second of waiting), constant:SECONDS "
-            "and knative."
+            f"'{name}' is no policy; there are ebb, ebb:WORTH (GB-seconds for a second of waiting), constant:SECONDS, "
+            f"knative, and with --from-usage {AS_DEPLOYED}."
         )
     return kind, value
 
@@ -233,10 +259,26 @@ def scaler_of(name: str, settings: FleetSettings, trace: Trace) -> Scaler:
     """The scaler of a policy's name, without history. Raises ValueError where there is none of that name."""
     kind, value = check_name(name)
     if kind == "knative":
-        return Knative(settings)
-    bears = _bears(settings) if trace.has_tokens else None
-    limits = Limits(0, settings.max_replicas, value or 0.0, settings.concurrency, bears)
-    return Constant(limits) if kind == "constant" else Ebb(settings, limits, trace.epoch, value)
+        return Knative()
+    if trace.deployed:
+        limits = [_limits(one, value) for one in trace.deployed]
+    else:
+        bears = _bears(settings) if trace.has_tokens else None
+        limits = [Limits(0, settings.max_replicas, value or 0.0, settings.concurrency, bears)] * len(trace.endpoints)
+    if kind == "constant":
+        return Constant(limits)
+    ebb = Ebb(limits, trace.epoch, value)
+    if kind != AS_DEPLOYED:
+        return ebb
+    if not trace.deployed:
+        raise ValueError(f"{AS_DEPLOYED} is known only of the platform's own usage: say --from-usage.")
+    return AsDeployed(trace.deployed, ebb, Constant(limits))
+
+
+def _limits(one: Deployed, idle_s: float | None) -> Limits:
+    bears = _bears(one.settings) if one.has_slo else None
+    idle_s = one.idle_s if idle_s is None else idle_s
+    return Limits(one.min_replicas, one.settings.max_replicas, idle_s or 0.0, one.target, bears)
 
 
 def _bears(settings: FleetSettings) -> Bearing | None:

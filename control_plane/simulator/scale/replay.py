@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from math import inf
 
-from control_plane.simulator.scale.fleet import Endpoint, Fleet, Replica
+from control_plane.placement.planner import DeviceView
+from control_plane.simulator.scale.fleet import Endpoint, Fleet, Replica, alike, need_of
 from control_plane.simulator.scale.policies import Scaler
 from control_plane.simulator.scale.settings import FleetSettings
 from control_plane.simulator.scale.workload import Arrival, Trace
@@ -26,17 +27,35 @@ class Outcome:
     cold: int = 0
     """Requests that found no replica that took requests."""
     replica_s: float = 0.0
+    memory_gb_s: float = 0.0
     evictions: int = 0
     starts: int = 0
 
 
 class Replay:
-    """One policy on one trace. `run` may be called once."""
+    """One policy on one trace. `run` may be called once. `devices`: those of the fleet; else its nodes are alike."""
 
-    def __init__(self, trace: Trace, nodes: int, settings: FleetSettings, scaler: Scaler) -> None:
-        self._trace, self._settings, self._scaler = trace, settings, scaler
-        self._fleet = Fleet(nodes, settings)
-        self._endpoints = [Endpoint(number) for number in range(len(trace.endpoints))]
+    def __init__(
+        self,
+        trace: Trace,
+        nodes: int,
+        settings: FleetSettings,
+        scaler: Scaler,
+        devices: tuple[DeviceView, ...] | None = None,
+    ) -> None:
+        self._trace, self._scaler = trace, scaler
+        self._fleet = Fleet(alike(nodes, settings) if devices is None else devices)
+        self._endpoints = _endpoints(trace, settings)
+        by_name = zip(trace.endpoints, self._endpoints, strict=True)
+        self._fleet.check(
+            {f"Endpoint '{name}'": one.need for name, one in by_name}
+            if trace.deployed
+            else {
+                f"With memory_gb {settings.memory_gb:g} and device_gb {settings.device_gb:g}": need_of(
+                    settings.memory_gb
+                )
+            }
+        )
         self._events: list[tuple[float, int, Event]] = []
         self._numbers = count()
         self._starved: dict[Endpoint, None] = {}
@@ -44,6 +63,9 @@ class Replay:
 
     def run(self, on_progress: Callable[[int], None] = lambda done: None) -> Outcome:
         """Until every request has ended; memory counts until the last arrival."""
+        for endpoint in self._endpoints:
+            if endpoint.min_replicas:
+                self._settle(endpoint, 0.0)
         for done, arrival in enumerate(self._trace.arrivals):
             self._until(arrival.at_s)
             self._arrive(arrival)
@@ -56,7 +78,7 @@ class Replay:
         for replica in list(self._fleet.replicas):
             replica.busy = 0
             self._fleet.stop(replica, end_s, end_s)
-        self.outcome.replica_s = self._fleet.replica_s
+        self.outcome.replica_s, self.outcome.memory_gb_s = self._fleet.replica_s, self._fleet.memory_gb_s
         return self.outcome
 
     def _until(self, now: float) -> None:
@@ -81,7 +103,7 @@ class Replay:
     def _serve(self, endpoint: Endpoint, now: float) -> None:
         """Give those who wait their turn, first come first served, on the least busy replica."""
         while endpoint.waiting:
-            free = [one for one in endpoint.replicas if one.is_ready and one.busy < self._settings.concurrency]
+            free = [one for one in endpoint.replicas if one.is_ready and one.busy < endpoint.settings.concurrency]
             if not free:
                 return
             replica = min(free, key=lambda one: one.busy)
@@ -94,7 +116,7 @@ class Replay:
                 endpoint.prefill_tokens += arrival.prompt_tokens
                 self._step(replica, now, arrival)
             else:
-                self.outcome.met += now - arrival.at_s <= self._settings.slo_wait_s
+                self.outcome.met += now - arrival.at_s <= endpoint.settings.slo_wait_s
                 self._at(now + arrival.busy_s, lambda at, replica=replica: self._end(replica, at))
 
     def _step(self, replica: Replica, now: float, arrival: Arrival | None = None) -> None:
@@ -107,7 +129,8 @@ class Replay:
             replica.due_at = due = engine.next_at
             self._at(due, lambda at: due == replica.due_at and self._step(replica, at))
         for job in ended:
-            in_time = job.ttft_s <= self._settings.slo_ttft_s and job.itl_s <= self._settings.slo_itl_s
+            slo = replica.endpoint.settings
+            in_time = job.ttft_s <= slo.slo_ttft_s and job.itl_s <= slo.slo_itl_s
             self.outcome.met += in_time
             self._end(replica, now)
 
@@ -194,3 +217,10 @@ class Replay:
         self._fleet.stop(victim, now, self._trace.span_s)
         self.outcome.evictions += 1
         return self._fleet.start(endpoint, now)
+
+
+def _endpoints(trace: Trace, settings: FleetSettings) -> list[Endpoint]:
+    if not trace.deployed:
+        need = need_of(settings.memory_gb)
+        return [Endpoint(number, settings, need) for number in range(len(trace.endpoints))]
+    return [Endpoint(number, one.settings, one.need, one.min_replicas) for number, one in enumerate(trace.deployed)]

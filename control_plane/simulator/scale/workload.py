@@ -1,6 +1,12 @@
-"""What is replayed: requests to many endpoints, by time. Knows no file format and no policy."""
+"""What is replayed: requests to many endpoints, by time; and how the endpoints stand, where that is known.
+
+Knows no file format and no policy.
+"""
 
 from dataclasses import dataclass
+
+from control_plane.placement.planner import Need
+from control_plane.simulator.scale.settings import FleetSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +27,28 @@ class Arrival:
 
 
 @dataclass(frozen=True, slots=True)
+class Deployed:
+    """How an endpoint stands. `settings` are those of its replicas; `need` is what one asks of a device; `target` the
+    requests that one should have at once. `idle_s` None: it sleeps by its own idle times."""
+
+    settings: FleetSettings
+    need: Need
+    min_replicas: int
+    target: int
+    idle_s: float | None
+    has_slo: bool
+    """Whether it is to hold a latency: else it grows by the requests in hand alone."""
+
+
+@dataclass(frozen=True, slots=True)
 class Trace:
-    """Requests by arrival, the endpoints' names, and the Unix time that second 0 stands for (for the time of week)."""
+    """Requests by arrival, the endpoints' names, and the Unix time that second 0 stands for (for the time of week).
+    `deployed`: of each endpoint, or empty, where all are alike and as the settings say."""
 
     arrivals: tuple[Arrival, ...]
     endpoints: tuple[str, ...]
     epoch: float = 0.0
+    deployed: tuple[Deployed, ...] = ()
 
     @property
     def has_tokens(self) -> bool:

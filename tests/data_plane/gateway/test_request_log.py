@@ -11,6 +11,7 @@ from data_plane.gateway import request_log
 from data_plane.gateway.demand import Demand, DemandReporter
 from data_plane.gateway.exchange import Exchange
 from data_plane.gateway.request_log import RequestLog
+from data_plane.gateway.usage import UsageBook
 from data_plane.router.table import RouteTable
 from data_plane.wire.routes import DemandReport, EndpointRoute, GatewayState
 
@@ -52,7 +53,7 @@ async def test_an_endpoint_that_turns_often_is_told_of_now_and_then() -> None:
 
     table, demand = RouteTable(), Demand()
     table.update(GatewayState("1", (EndpointRoute("e", "t", "chat", "m", "live", 0, 1),), ()), 0.0)
-    reporter = DemandReporter("g", demand, table, lambda _id: 0, cast(Any, Control()))
+    reporter = DemandReporter("g", demand, UsageBook(lambda: None), table, lambda _id: 0, cast(Any, Control()))
     loop = asyncio.create_task(reporter.run())
     for _ in range(100):
         with demand.working("e"):

@@ -153,8 +153,9 @@ async def test_a_stream_ends_with_its_usage_as_a_comment_where_a_gateway_asks(fa
     asking = {**fake.headers, USAGE_HEADER: "1"}
     told = (await _ask(fake, "POST", "/v1/chat/completions", data=raw, headers=asking))[2]
     assert b": usage" not in plain
-    usage: Any = [event for event in events_of(plain.decode()) if isinstance(event, dict)][-1]["usage"]
-    comment = f"\n\n: usage {usage['prompt_tokens']} {usage['completion_tokens']}\n\ndata: [DONE]\n\n"
+    usage: Any = [event for event in events_of(told.decode()) if isinstance(event, dict)][-1]["usage"]
+    counts = f"{usage['prompt_tokens']} {usage['completion_tokens']} {usage['prompt_tokens_details']['cached_tokens']}"
+    comment = f"\n\n: usage {counts}\n\ndata: [DONE]\n\n"
     assert told.endswith(comment.encode())
 
 
