@@ -2,10 +2,10 @@
 
 From an endpoint's own idle times follows the rate at which a request comes after each length of idleness: counts of the
 idle times that ended there, over the time that was spent there. Where little is known, what is known of neighbouring
-lengths speaks, and last what is true of all endpoints. The hour of the day raises or lowers the rate of long ones. From
-the rates follows the chance that a request comes in each stretch of the idle time that has now begun; a replica is held
-in those stretches in which the wait it saves is worth more than the memory it holds. A stretch that does not begin at
-once is a waking ahead of a predicted arrival.
+lengths speaks, and last what is true of all endpoints. The hour of the day and the weekend raise or lower the rate of
+long ones (habits.py). From the rates follows the chance that a request comes in each stretch of the idle time that has
+now begun; a replica is held in those stretches in which the wait it saves is worth more than the memory it holds. A
+stretch that does not begin at once is a waking ahead of a predicted arrival.
 """
 
 import math
@@ -14,17 +14,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
+from control_plane.autoscaler.habits import DAY_S, Habits, Histogram, Starts, hour_of
+
 SHORTEST_S = 1.0
 """A shorter pause is no idleness: nothing can be put to sleep and woken in it."""
 LONGEST_S = 8 * 86400.0
 STEPS_TO_DOUBLE = 8
 START_COSTS = 1.0
 """Starting again after a sleep costs its memory's time: so many times its length."""
-DAY_S = 86400.0
-HALF_LIFE_S = 21 * DAY_S
-"""After this long an idle time counts half: three weeks, for what an endpoint's use is like."""
 LATELY_S = 3 * DAY_S
-"""The same for what it is like these days."""
+"""After this long an idle time counts half in what is true of these days."""
 ENOUGH = 0.5
 """Idle times, after forgetting, from which a history says something: one, for three weeks. What it does not say is
 taken as USUAL, which serves better than any constant."""
@@ -34,13 +33,10 @@ bursts. Measured on ServeGen's clients (github.com/alibaba/ServeGen, Apache-2.0)
 days."""
 TRUST = 2.0
 """Idle times that must have ended at a length for its own rate to weigh as much as what would be taken otherwise."""
-NEIGHBOURS = 5
-"""Half doublings that say something of one: two to each side, and as many again for theirs, the farther the less."""
-HOURS = 24
-HOUR_TRUST = 10.0
-"""Starts of work that must be known for their hours to weigh as much as the same rate at all hours."""
+NEIGHBOURS = 7
+"""Half doublings that say something of one: three to each side, and as many again for theirs, the farther the less."""
 LONG_S, REST_S = 1800.0, 600.0
-"""The hour matters to idle times beyond LONG_S. Work starts after a rest of at least REST_S."""
+"""The hour and the day matter to idle times beyond LONG_S. Work starts after a rest of at least REST_S."""
 CELL_S = 7200.0
 """What is decided is decided for no more than this at once."""
 
@@ -74,43 +70,17 @@ CELLS = _cells()
 """(from, to, bin): the stretches to hold or not; bins, the long ones in pieces."""
 
 
-@dataclass
-class Histogram:
-    """Weights by bin; each halves every `half_life_s`."""
-
-    weights: list[float] = field(default_factory=lambda: [0.0] * BINS)
-    at: float = 0.0
-    """Unix seconds up to which the weights have been forgotten."""
-    half_life_s: float = HALF_LIFE_S
-
-    def add(self, bin: int, at: float) -> None:
-        """Count one in a bin, as of `at`. A time before the last one counts as of the last."""
-        faded = self._faded(at)
-        if faded < 1.0:
-            self.weights = [weight * faded for weight in self.weights]
-        self.at = max(self.at, at)
-        self.weights[bin] += 1.0
-
-    def count(self, now: float) -> float:
-        """What is remembered at `now` of all that was counted."""
-        return sum(self.weights) * self._faded(now)
-
-    def remembered(self, now: float) -> list[float]:
-        """The weights as of `now`."""
-        faded = self._faded(now)
-        return [weight * faded for weight in self.weights]
-
-    def _faded(self, now: float) -> float:
-        return 0.5 ** (max(0.0, now - self.at) / self.half_life_s)
+def _empty() -> list[float]:
+    return [0.0] * BINS
 
 
 @dataclass
 class History:
-    """What is known of one endpoint: its idle times, those of late, and the hours (UTC) at which rests have ended."""
+    """What is known of one endpoint: its idle times, those of late, and when rests have ended."""
 
-    whole: Histogram = field(default_factory=Histogram)
-    lately: Histogram = field(default_factory=lambda: Histogram(half_life_s=LATELY_S))
-    hours: Histogram = field(default_factory=lambda: Histogram([0.0] * HOURS))
+    whole: Histogram = field(default_factory=lambda: Histogram(_empty()))
+    lately: Histogram = field(default_factory=lambda: Histogram(_empty(), half_life_s=LATELY_S))
+    starts: Starts = field(default_factory=Starts)
 
     def learn(self, idle_s: float, ended_at: float) -> None:
         """An idle time ended with a request. Pauses under SHORTEST_S, and nonsense, are not counted."""
@@ -119,7 +89,7 @@ class History:
         self.whole.add(bin_of(idle_s), ended_at)
         self.lately.add(bin_of(idle_s), ended_at)
         if idle_s >= REST_S:
-            self.hours.add(hour_of(ended_at), ended_at)
+            self.starts.add(ended_at)
 
     def rates(self, now: float) -> list[float]:
         """By bin: how many requests a second come to one who has been idle so long, at any hour."""
@@ -129,27 +99,25 @@ class History:
             ended = [bins[0], *(sum(bins[at : at + GROUP]) for at in range(1, BINS, GROUP))]
             spent = _with_neighbours(_spent(ended, GROUPED))
             known = [*map(_believed, known, _with_neighbours(ended), spent)]
-        spread = [known[(at + GROUP - 1) // GROUP] for at in range(BINS)]
-        # the more of all that end at one length, the more it is by the clock
+        # the more of all that end at one length, the more it is by the clock, and the less any other length has
         total = sum(whole) + TRUST
+        around = [*map(sum, zip([0.0, *whole], whole, [*whole[1:], 0.0], strict=False))]
+        most = max(around)
+        spread = [known[(at + GROUP - 1) // GROUP] * (1.0 - (most - around[at]) / total) for at in range(BINS)]
         trust = [TRUST * (1.0 - ended / total) for ended in whole]
         return [*map(_believed, spread, whole, _spent(whole, EDGES), trust)]
 
-    def by_hour(self, now: float) -> list[float]:
-        """For each hour of the day: how much more likely work starts in it than in the mean of all hours."""
-        starts = self.hours.remembered(now)
-        around = [starts[hour - 1] + starts[hour] + starts[(hour + 1) % HOURS] for hour in range(HOURS)]
-        return [(one * HOURS / 3.0 + HOUR_TRUST) / (sum(starts) + HOUR_TRUST) for one in around]
-
-    def chances(self, began_at: float) -> list[float]:
+    def chances(self, began_at: float, habits: Habits) -> list[float]:
         """By cell, for an idle time that began at `began_at`: the chance that a request comes in it, if none came
-        before."""
-        rates, by_hour = self.rates(began_at), self.by_hour(began_at)
+        before. `habits` are those of all endpoints."""
+        rates, by_hour = self.rates(began_at), self.starts.by_hour(began_at, habits)
+
+        def likelier(at: float) -> float:
+            return by_hour[hour_of(at)] * habits.on(at)
+
         return [
             -math.expm1(
-                -rates[bin]
-                * (end - start)
-                * (by_hour[hour_of(began_at + (start + end) / 2.0)] if start >= LONG_S else 1.0)
+                -rates[bin] * (end - start) * (likelier(began_at + (start + end) / 2.0) if start >= LONG_S else 1.0)
             )
             for start, end, bin in CELLS
         ]
@@ -199,8 +167,9 @@ class Plan:
         return next((start for start, _ in self.held if start > idle_s), math.inf)
 
 
-def plan(history: History, terms: Terms, began_at: float) -> Plan:
-    """What to do with an endpoint that has been without work since `began_at` (Unix seconds)."""
+def plan(history: History, terms: Terms, began_at: float, habits: Habits | None = None) -> Plan:
+    """What to do with an endpoint that has been without work since `began_at` (Unix seconds); `habits` are those of all
+    endpoints, None where they are not known."""
     known = history.whole.count(began_at)
     if known < ENOUGH:
         return Plan(
@@ -209,7 +178,7 @@ def plan(history: History, terms: Terms, began_at: float) -> Plan:
             f"kept for the constant {terms.constant_s:g} s.",
             is_fallback=True,
         )
-    held = _ahead(_stretches(history.chances(began_at), terms), terms.start_s)
+    held = _ahead(_stretches(history.chances(began_at, habits or Habits()), terms), terms.start_s)
     return Plan(held, _reason(held, terms, known))
 
 
@@ -240,11 +209,6 @@ def wake(plan: Plan, began_at: float, now: float) -> Wake:
 def bin_of(idle_s: float) -> int:
     """The bin of an idle time; what is longer than all belongs to the last."""
     return min(max(bisect_right(EDGES, idle_s) - 1, 0), BINS - 1)
-
-
-def hour_of(at: float) -> int:
-    """The hour of the day (UTC) that `at` (Unix seconds) is in."""
-    return int(at % DAY_S * HOURS / DAY_S) % HOURS
 
 
 def _spent(ended: Sequence[float], edges: Sequence[float]) -> list[float]:

@@ -30,12 +30,16 @@ ROUNDING_S = 1e-3
 
 
 class AutoscalerLoop:
-    """Observe, decide (policy.py, keepalive.py), apply. Nothing is kept between ticks."""
+    """Observe, decide (policy.py, keepalive.py), apply. Nothing is kept between ticks but what is true of the whole
+    fleet, which is read again every few minutes."""
 
     name = "autoscaler"
     topics: tuple[str, ...] = ("endpoints",)
     is_lazy = True
     interval_s = TICK_S
+
+    def __init__(self) -> None:
+        self._fleet = pauses.Fleet()
 
     async def tick(self, leadership: Leadership) -> float | None:
         """At every bell (gateways ring it while there is work), when some endpoint's idle time is over, and when one is
@@ -65,7 +69,7 @@ class AutoscalerLoop:
                 await _retry(session, held)
             view = await _look(session, held)
             if view.turned is not None:
-                view = replace(view, pause=await pauses.take(session, held, view.turned))
+                view = replace(view, pause=await pauses.take(session, held, view.turned, self._fleet))
             if view.known is not None and view.learned is not None:
                 await bearings.write(session, held, view.known, view.learned)
             decision = view.decision()

@@ -1,6 +1,7 @@
 """The idle times of endpoints that sleep by themselves: when one begins and ends, and what is kept of them in rows.
 Knows nothing of what a plan says (keepalive.py), nor of how many replicas follow from it."""
 
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -10,7 +11,8 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.autoscaler import keepalive
-from control_plane.autoscaler.keepalive import BINS, SHORTEST_S, Histogram, History, Plan, Terms
+from control_plane.autoscaler.habits import FRESH_S, Habits, Histogram, Starts, together
+from control_plane.autoscaler.keepalive import BINS, SHORTEST_S, History, Plan, Terms
 from control_plane.autoscaler.pressure import pressure
 from control_plane.endpoints.life import Held
 from control_plane.endpoints.memory import GIB, usable_bytes
@@ -67,7 +69,29 @@ async def look(session: AsyncSession, endpoint: EndpointTable) -> tuple[float | 
     return began_at, None if found.plan is None else Pause(began_at, msgspec.convert(found.plan, Plan))
 
 
-async def take(session: AsyncSession, held: Held, change: Turn) -> Pause | None:
+class Fleet:
+    """The habits of all endpoints that sleep by themselves: read once and then every FRESH_S, not with every plan."""
+
+    def __init__(self) -> None:
+        self._habits = Habits()
+        self._read_at = -math.inf
+
+    async def habits(self, session: AsyncSession, now: float) -> Habits:
+        """As of `now` (Unix seconds), or as of FRESH_S before."""
+        if not 0.0 <= now - self._read_at < FRESH_S:
+            history = KeepaliveTable.history
+            query = (
+                select(history["hours"], history["days"], history["since"])
+                .join(EndpointTable, EndpointTable.id == KeepaliveTable.endpoint_id)
+                .where(EndpointTable.deleted_at.is_(None))
+            )
+            rows = (await session.execute(query)).tuples()
+            kept = [_starts({"hours": hours, "days": days, "since": since}) for hours, days, since in rows]
+            self._habits, self._read_at = together(kept, now), now
+        return self._habits
+
+
+async def take(session: AsyncSession, held: Held, change: Turn, fleet: Fleet) -> Pause | None:
     """Learns what ended and plans what began, once per idle time; the endpoint's row must be held. None while there is
     work."""
     endpoint = held.endpoint
@@ -85,7 +109,8 @@ async def take(session: AsyncSession, held: Held, change: Turn) -> Pause | None:
         # the plan is kept for whoever asks what was planned last
         row.began_at = None
         return None
-    plan = keepalive.plan(history, await _terms(session, held), change.began_at)
+    habits = await fleet.habits(session, held.now.timestamp())
+    plan = keepalive.plan(history, await _terms(session, held), change.began_at, habits)
     row.began_at = datetime.fromtimestamp(change.began_at, UTC)
     row.plan = msgspec.to_builtins(plan)
     await session.flush()
@@ -98,7 +123,9 @@ def encode(history: History) -> dict[str, Any]:
         "bins": BINS,
         "whole": _sparse(history.whole),
         "lately": _sparse(history.lately),
-        "hours": _sparse(history.hours),
+        "hours": _sparse(history.starts.hours),
+        "days": _sparse(history.starts.days),
+        "since": history.starts.since,
     }
 
 
@@ -106,9 +133,19 @@ def decode(kept: dict[str, Any]) -> History:
     """The history in a row. One that was kept for other bins says nothing any more, and is begun anew."""
     history = History()
     if kept.get("bins") == BINS:
-        for name in ("whole", "lately", "hours"):
-            _fill(getattr(history, name), kept[name])
+        _fill(history.whole, kept["whole"])
+        _fill(history.lately, kept["lately"])
+        history.starts = _starts(kept)
     return history
+
+
+def _starts(kept: dict[str, Any]) -> Starts:
+    """The starts in a row; rows were once kept without the days."""
+    starts = Starts()
+    _fill(starts.hours, kept.get("hours"))
+    _fill(starts.days, kept.get("days"))
+    starts.since = kept.get("since") or 0.0
+    return starts
 
 
 def _sparse(histogram: Histogram) -> dict[str, Any]:
@@ -116,7 +153,9 @@ def _sparse(histogram: Histogram) -> dict[str, Any]:
     return {"at": histogram.at, "weights": weights}
 
 
-def _fill(histogram: Histogram, kept: dict[str, Any]) -> None:
+def _fill(histogram: Histogram, kept: dict[str, Any] | None) -> None:
+    if kept is None:
+        return
     histogram.at = kept["at"]
     for at, weight in kept["weights"].items():
         histogram.weights[int(at)] = weight

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from control_plane.autoscaler.bearing import Bearing, measured
+from control_plane.autoscaler.habits import FRESH_S, Habits, together
 from control_plane.autoscaler.keepalive import History, Plan, Terms, idle_limit_s, plan, wake
 from control_plane.autoscaler.policy import Decision, GatewayDemand, Limits, Observation, decide
 from control_plane.autoscaler.window import PANIC_S, STABLE_S, Rates, Sample, peak, rates
@@ -101,6 +102,7 @@ class Ebb:
         self._worth = worth
         self._histories: dict[int, History] = {}
         self._plans: dict[int, tuple[float, Plan]] = {}
+        self._habits, self._counted_at = Habits(), -math.inf
 
     def resumed(self, endpoint: Endpoint, now: float) -> None:
         """Learn the idle time that ends."""
@@ -134,8 +136,15 @@ class Ebb:
             history, settings = self._histories.setdefault(endpoint.number, History()), endpoint.settings
             worth = settings.worth if self._worth is None else self._worth
             terms = Terms(settings.start_s, int(settings.memory_gb * GB), worth)
-            known = self._plans[endpoint.number] = (began, plan(history, terms, self._epoch + began))
+            planned = plan(history, terms, self._epoch + began, self._of_all(began))
+            known = self._plans[endpoint.number] = (began, planned)
         return known[1]
+
+    def _of_all(self, now: float) -> Habits:
+        if now - self._counted_at >= FRESH_S:
+            starts = (history.starts for history in self._histories.values())
+            self._habits, self._counted_at = together(starts, self._epoch + now), now
+        return self._habits
 
 
 class Knative:

@@ -11,9 +11,10 @@ from litestar import Litestar
 from litestar.testing import AsyncTestClient
 from sqlalchemy import func, select, update
 
+from control_plane.autoscaler.habits import FRESH_S, Habits, together
 from control_plane.autoscaler.keepalive import History
 from control_plane.autoscaler.loop import AutoscalerLoop, _due  # pyright: ignore[reportPrivateUsage]
-from control_plane.autoscaler.pauses import encode
+from control_plane.autoscaler.pauses import Fleet, decode, encode
 from control_plane.catalog.service import ready_model
 from control_plane.db import lease
 from control_plane.db.loop import Leadership
@@ -112,6 +113,22 @@ async def world(database: Database, tenant_id: UUID) -> AsyncGenerator[World]:
         epoch = await lease.acquire(session, "test", expiry_s=60)
     assert epoch is not None
     yield World(database, tenant_id, Leadership(database, epoch))
+
+
+async def test_the_habits_of_all_are_read_together_and_seldom(world: World) -> None:
+    now, fleet = time.time(), Fleet()
+    async with world.database.transaction() as session:
+        assert await fleet.habits(session, now) == Habits()
+    await world.deploy()
+    await world.remember(HOUR)
+    known = decode((await world.keepalive()).history).starts
+    async with world.database.transaction() as session:
+        assert await fleet.habits(session, now + FRESH_S - 1.0) == Habits(), "it was read just before"
+        read = await fleet.habits(session, now + FRESH_S)
+        assert read == together([known], now + FRESH_S) and max(read.hours) > 1.5
+        kept = {name: value for name, value in encode(History(starts=known)).items() if name not in ("days", "since")}
+        await session.execute(update(KeepaliveTable).values(history=kept))
+        assert (await Fleet().habits(session, now)).days == (1.0, 1.0), "rows once had no days"
 
 
 async def test_it_learns_plans_sleeps_and_is_woken_ahead(world: World) -> None:

@@ -3,6 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from control_plane.autoscaler.habits import Habits, together
 from control_plane.autoscaler.keepalive import History
 from control_plane.autoscaler.pauses import Turn, decode, encode, turn
 from control_plane.autoscaler.pressure import LEAST, MOST, pressure
@@ -32,14 +33,26 @@ def test_a_history_is_kept_as_it_is(learned: list[tuple[float, float]]) -> None:
     kept = decode(encode(history))
     now = max([at for _, at in learned], default=0.0)
     assert abs(kept.whole.count(now) - history.whole.count(now)) < 1e-3
-    for seen, known in zip(kept.chances(now), history.chances(now), strict=True):
+    for seen, known in zip(kept.chances(now, Habits()), history.chances(now, Habits()), strict=True):
         assert abs(seen - known) < 1e-3
+    for seen, known in zip(together([kept.starts], now).days, together([history.starts], now).days, strict=True):
+        assert abs(seen - known) < 1e-6
 
 
 def test_a_history_of_other_bins_is_begun_anew() -> None:
     history = History()
     history.learn(30.0, NOW)
     assert decode({**encode(history), "bins": 3}) == History() == decode({})
+
+
+def test_a_history_that_was_kept_without_its_days_keeps_the_rest() -> None:
+    history = History()
+    history.learn(7200.0, NOW)
+    row = encode(history)
+    del row["days"], row["since"]
+    kept = decode(row)
+    assert kept.whole == history.whole and kept.starts.hours == history.starts.hours
+    assert kept.starts.days.count(NOW) == kept.starts.since == 0.0
 
 
 @given(st.integers(0, 10**13), st.integers(0, 10**13), st.integers(0, 5))
