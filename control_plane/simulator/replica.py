@@ -77,7 +77,7 @@ class Replica:
         return len(self._waiting) + len(self._decoding) + (self._prefilling is not None)
 
     def submit(self, job: Job, now: float) -> None:
-        """A request arrives: what it will find counts as used now, as in the engine. Call `advance` up to now before."""
+        """A request arrives: what it will find counts as used now, as in the engine. Call `advance` up to now first."""
         matched = self.cache.touch(job.request.chain) * self._block_tokens
         job.expected_tokens = max(1, job.request.prompt_tokens - matched)
         self._waiting.append(job)
