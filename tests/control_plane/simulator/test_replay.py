@@ -26,8 +26,8 @@ def one(start_s: float, chain: tuple[int, ...], tokens: int, output: int = 1) ->
     return Session((Request(chain, tokens, output),), start_s)
 
 
-def run(load: Workload, policy: str = "ebb", replicas: int = 1, blocks: int = 100, **more: int) -> Outcome:
-    return replay(load, POLICIES[policy], Setting(replicas, blocks, SETTINGS, **more), lambda _done: None)
+def run(load: Workload, policy: str = "ebb", replicas: int = 1, blocks: int = 100) -> Outcome:
+    return replay(load, POLICIES[policy], Setting(replicas, blocks, SETTINGS), lambda _done: None)
 
 
 def test_a_prompt_takes_its_tokens_and_what_is_held_takes_none() -> None:
