@@ -89,9 +89,9 @@ def route(
     computed, in tokens (prompt tokens not found, tokens decoded). TTFT is the time in the queue and in prefill.
 
     The fleet is saturated when the tokens that the ideal router with the same caches leaves to be computed, and those
-    decoded, take every replica's whole step budget. Arrivals are spread so that --load of that is offered; an agentic
-    trace is a closed loop (the next request comes after the answer and the trace's think time), so there it is the
-    starts of sessions that are spread, evenly at random.
+    decoded, take every replica's whole step budget. Arrivals come at --load of that rate; an agentic trace is a closed
+    loop (the next request comes after the answer and the trace's think time), so there it is the starts of sessions
+    that are spread, evenly at random, and the rate is sought by replaying the ideal router at several.
     """
     _check_plot(plot)
     from control_plane.simulator.compare import Comparison, compare  # only who simulates pays for it

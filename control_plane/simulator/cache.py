@@ -31,6 +31,13 @@ class BlockCache:
                 high = middle
         return low
 
+    def touch(self, chain: Sequence[int]) -> int:
+        """How many leading blocks of the chain are held; they count as used now, because they are about to be."""
+        matched = self.match(chain)
+        for name in reversed(chain[:matched]):
+            self._order.move_to_end(name)
+        return matched
+
     def insert(self, chain: Sequence[int]) -> tuple[Sequence[int], list[int]]:
         """Use the chain's blocks; returns those that were not held, and those that had to go for them.
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from control_plane.simulator.figures import Figures, pooled_share, summarise
 from control_plane.simulator.formats import READERS
-from control_plane.simulator.ideal import at_load, infinite_share
+from control_plane.simulator.ideal import infinite_share
 from control_plane.simulator.policies import POLICIES
 from control_plane.simulator.replay import Setting, replay
 from control_plane.simulator.report import Compared, OnProgress
+from control_plane.simulator.saturation import at_load
 from control_plane.simulator.settings import read_settings
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from control_plane.simulator.ideal import Pool
+from control_plane.simulator.ideal import pooled
 from control_plane.simulator.replay import Outcome
 from control_plane.simulator.report import PolicyFigures
 
@@ -24,10 +24,7 @@ class Figures(PolicyFigures):
 
 def pooled_share(outcome: Outcome, pooled_blocks: int, block_tokens: int) -> float:
     """The ideal router's hit share with the same caches, for the requests in the order in which they came here."""
-    pool = Pool(pooled_blocks, block_tokens)
-    for job in outcome.jobs:
-        pool.take(job.request)
-    return pool.reuse.hit_share
+    return pooled((job.request for job in outcome.jobs), pooled_blocks, block_tokens).hit_share
 
 
 def summarise(policy: str, outcome: Outcome, ideal_same_caches: float, ideal_infinite: float) -> Figures:

@@ -106,6 +106,29 @@ class LeastLoad(_InFlight):
         return self.least()
 
 
+class LeastWork(_InFlight):
+    """The fewest prompt tokens still to be computed, as if replicas told at once: the ideal router, where all replicas
+    hold the same. Not among those compared."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__(fleet)
+        self._open: list[list[Job]] = [[] for _ in fleet.replicas]
+
+    def choose(self, job: Job, session: Session, now: float) -> int:
+        """The least; one with a place in its batch before one without, and of equals the fewest requests."""
+        at = min(range(len(self._open)), key=self._work)
+        self._open[at].append(job)
+        return at
+
+    def _work(self, at: int) -> tuple[bool, int, int]:
+        count = self.in_flight[at]
+        return count >= self.fleet.slots, sum(job.expected_tokens for job in self._open[at]), count
+
+    def answered(self, job: Job) -> None:
+        """Its prompt is computed."""
+        self._open[job.replica].remove(job)
+
+
 class SessionHash(_InFlight):
     """The client's session, or the prompt's beginning where it names none, on a plain ring: load plays no part."""
 

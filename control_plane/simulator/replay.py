@@ -10,6 +10,7 @@ from heapq import heappop, heappush
 from math import inf
 from random import Random
 
+from control_plane.simulator.cache import BlockCache
 from control_plane.simulator.policies import Fleet, Policy
 from control_plane.simulator.replica import Job, Replica
 from control_plane.simulator.settings import ReplicaSettings
@@ -22,7 +23,10 @@ OnProgress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is replayed on: so many replicas with so many blocks each, behind so many gateways."""
+    """What is replayed on: so many replicas with so many blocks each, behind so many gateways.
+
+    `is_pooled`: every replica may use the blocks of all, as with the ideal router.
+    """
 
     replicas: int
     cache_blocks: int
@@ -30,6 +34,13 @@ class Setting:
     gateways: int = 1
     report_delay_s: float = 0.0
     seed: int = 0
+    is_pooled: bool = False
+
+    def caches(self) -> list[BlockCache]:
+        """One for each replica."""
+        if self.is_pooled:
+            return [BlockCache(self.replicas * self.cache_blocks)] * self.replicas
+        return [BlockCache(self.cache_blocks) for _ in range(self.replicas)]
 
 
 @dataclass(slots=True)
@@ -72,7 +83,7 @@ class _Replay:
         self._setting = setting
         self._on_progress = on_progress
         self._policies = [make_policy(fleet) for _ in range(setting.gateways)]
-        self._replicas = [Replica(setting.settings, workload.block_tokens, setting.cache_blocks) for _ in ids]
+        self._replicas = [Replica(setting.settings, workload.block_tokens, cache) for cache in setting.caches()]
         self._is_telling = [False] * len(ids)
         self._wake_at = [inf] * len(ids)
         self._random = Random(setting.seed)  # noqa: S311 # nothing here is a secret

@@ -54,8 +54,8 @@ class _Journal:
 class Replica:
     """One replica. `submit` and `advance` move it; `next_at` says when it has something to tell."""
 
-    def __init__(self, settings: ReplicaSettings, block_tokens: int, cache_blocks: int) -> None:
-        self.cache = BlockCache(cache_blocks)
+    def __init__(self, settings: ReplicaSettings, block_tokens: int, cache: BlockCache) -> None:
+        self.cache = cache
         self.work_tokens = 0
         """Prompt tokens computed and tokens decoded: what this replica has done."""
         self._settings = settings
@@ -77,8 +77,8 @@ class Replica:
         return len(self._waiting) + len(self._decoding) + (self._prefilling is not None)
 
     def submit(self, job: Job, now: float) -> None:
-        """A request arrives. Call `advance` up to now before."""
-        matched = self.cache.match(job.request.chain) * self._block_tokens
+        """A request arrives: what it will find counts as used now, as in the engine. Call `advance` up to now first."""
+        matched = self.cache.touch(job.request.chain) * self._block_tokens
         job.expected_tokens = max(1, job.request.prompt_tokens - matched)
         self._waiting.append(job)
         self._waiting_tokens += job.expected_tokens

@@ -59,6 +59,12 @@ class BlockPool:
                 del self._kept_free[block]
             self._holders[block] += 1
 
+    def touch(self, blocks: Sequence[int]) -> None:
+        """Somebody will want these kept blocks soon: those that are free count as free since now, the last longest."""
+        for block in reversed(blocks):
+            if block in self._kept_free:
+                self._kept_free.move_to_end(block)
+
     def free(self, blocks: Sequence[int]) -> None:
         """One holder fewer for each. Of one call the last falls free first: the end of a text is asked for less."""
         for block in reversed(blocks):

@@ -66,8 +66,10 @@ class Scheduler:
         self._plan = None
         self.requests[request.request_id] = request
         self.waiting.push(request)
-        found = 0 if request.wants_prompt_logprobs else len(self.cache.match(request.chain))
-        self._owe(request, request.num_prompt - found * self.pool.block_size)
+        found = [] if request.wants_prompt_logprobs else self.cache.match(request.chain)
+        # those before it in the queue would otherwise take what it was sent here for: it is the oldest that is free
+        self.pool.touch(found)
+        self._owe(request, request.num_prompt - len(found) * self.pool.block_size)
 
     def remove(self, request: Request) -> None:
         """Takes a request out, wherever it is, and frees its blocks. What a running batch gives for it is dropped.

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control_plane.simulator.figures import percentile, pooled_share, summarise, ttfts
-from control_plane.simulator.ideal import at_load, infinite_share, unhindered
+from control_plane.simulator.ideal import infinite_share, pooled
 from control_plane.simulator.policies import POLICIES, Fleet, Policy
 from control_plane.simulator.replay import Outcome, Setting, replay
+from control_plane.simulator.saturation import at_load, offered
 from control_plane.simulator.settings import ReplicaSettings
 from control_plane.simulator.workload import Request, Session, Workload
 from data_plane.router.loads import Report
@@ -25,8 +26,8 @@ def one(start_s: float, chain: tuple[int, ...], tokens: int, output: int = 1) ->
     return Session((Request(chain, tokens, output),), start_s)
 
 
-def run(load: Workload, policy: str = "ebb", replicas: int = 1, blocks: int = 100, **more: int) -> Outcome:
-    return replay(load, POLICIES[policy], Setting(replicas, blocks, SETTINGS, **more), lambda _done: None)
+def run(load: Workload, policy: str = "ebb", replicas: int = 1, blocks: int = 100) -> Outcome:
+    return replay(load, POLICIES[policy], Setting(replicas, blocks, SETTINGS), lambda _done: None)
 
 
 def test_a_prompt_takes_its_tokens_and_what_is_held_takes_none() -> None:
@@ -87,7 +88,7 @@ def test_saturation_is_where_the_work_left_takes_every_step() -> None:
     load = workload(*(one(float(number), (number % 2, 10 + number % 2), 200, output=50) for number in range(20)))
     # two of the prompts are computed, of the others one token each
     work = 2 * 200 + 18 * 1 + 20 * 50
-    assert unhindered(load, 100, SETTINGS).work_tokens == work
+    assert pooled(load.requests(), 100, 100).work_tokens == work
     ready = at_load(load, 0.5, 4, 100, SETTINGS)
     assert ready.saturation_per_s == pytest.approx(20 / (work / 4000.0))
     assert ready.workload.span_s == pytest.approx(2 * work / 4000.0)
@@ -108,7 +109,29 @@ def test_sessions_that_are_too_few_for_the_load_are_repeated() -> None:
     assert len({one.requests[1].chain[1:] for one in sessions}) == len(sessions)
     # the shared block is computed once, of each session one block a request
     work = (100 + len(sessions) * (100 + 100 + 2)) / 2000.0
-    assert ready.workload.span_s == pytest.approx(work / 0.5)
+    assert ready.workload.span_s == pytest.approx(work / 0.5, rel=0.01)
+
+
+def test_a_closed_loop_is_saturated_where_the_ideal_router_is_queues_and_all() -> None:
+    turns = tuple(Request(tuple(range(turn + 5)), 500 + 100 * turn, 1, think_s=4.0) for turn in range(8))
+    load = workload(*(Session(_renamed(turns, number), float(number), f"s{number}") for number in range(24)))
+    ready = at_load(load, 0.7, 2, 20, SETTINGS)
+    assert len(ready.workload.sessions) == 24
+    pooled_setting = Setting(2, 20, SETTINGS, is_pooled=True)
+    saturated_s = ready.workload.span_s * 0.7
+    assert ready.saturation_per_s == pytest.approx(24 * 8 / saturated_s)
+    # the denser the starts, the less is found: so few caches fit three sessions, and the work is no fixed number
+    shares = [offered(load.over(saturated_s * factor), pooled_setting) for factor in (0.5, 0.97, 1.03, 2.0)]
+    assert shares[0] > 2.05 and shares[3] < 0.48
+    assert shares[1] > 0.9 and shares[2] < 1.1
+
+
+def test_what_a_waiting_request_will_find_outlasts_those_before_it() -> None:
+    known, other = tuple(range(4)), tuple(range(10, 14))
+    first = workload(one(0.0, known, 400), one(5.0, other, 400), one(10.0, (20, 21), 200), one(10.1, known, 400))
+    outcome = run(first, blocks=8)
+    # without being asked for at 10.1, it would have been the oldest when the one before it ended
+    assert [job.matched_blocks for job in outcome.jobs] == [0, 0, 0, 4]
 
 
 def test_without_reuse_nothing_is_found() -> None:

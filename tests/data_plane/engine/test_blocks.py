@@ -40,6 +40,18 @@ def test_a_shared_block_is_free_when_its_last_holder_lets_go() -> None:
     pool.check([blocks, [1]])
 
 
+def test_what_somebody_will_want_soon_goes_last() -> None:
+    pool = BlockPool(5, 16)
+    first, second = pool.allocate(3), pool.allocate(2)
+    for block in (*first, *second):
+        pool.keep(block)
+    pool.free(first[:2])
+    pool.free(second)
+    pool.touch(first)  # one of them is held, and stays so
+    assert pool.allocate(4) == [second[1], second[0], first[1], first[0]]
+    pool.check([first, second])
+
+
 def test_what_is_dropped_is_blank_again() -> None:
     pool = BlockPool(2, 16)
     blocks = pool.allocate(2)
@@ -61,7 +73,7 @@ def test_more_than_is_free_is_refused_and_changes_nothing() -> None:
     pool.check([held])
 
 
-CALLS = st.sampled_from(["allocate", "free", "keep", "share", "drop"])
+CALLS = st.sampled_from(["allocate", "free", "keep", "share", "touch", "drop"])
 
 
 @given(st.integers(1, 30), st.lists(st.tuples(st.sampled_from("abcdef"), CALLS, st.integers(1, 9)), max_size=80))
@@ -89,6 +101,8 @@ def test_books_balance_whatever_happens(num_blocks: int, calls: list[tuple[str, 
             wanted = [block for block in sorted(kept) if block not in mine][:count]
             pool.share(wanted)
             held[owner] = mine + wanted
+        elif call == "touch":
+            pool.touch(sorted(kept)[:count])
         elif call == "drop":
             for block in sorted(kept)[:count]:
                 pool.drop(block)

@@ -69,6 +69,18 @@ def test_answers_are_found_too_so_a_dialogue_goes_on_where_it_stopped() -> None:
     assert ask(engine, "b", [*prompt, *answer, 3, 4])[0].cached_tokens == 24
 
 
+def test_what_a_waiting_request_will_find_outlasts_those_before_it() -> None:
+    engine = engine_of(num_blocks=10, max_num_seqs=1)
+    known, other, new = (list(range(start, start + 17)) for start in (0, 20, 40))
+    for name, prompt in (("a", known), ("b", other)):
+        ask(engine, name, prompt, max_tokens=1)
+    wanted = SamplingParams(max_tokens=1, seed=1, ignore_eos=True)
+    engine.add("c", new, wanted)
+    outputs = ask(engine, "d", known, max_tokens=1)
+    # "c" took two blank blocks and three of what was there: not of "d", which was the oldest until it was asked for
+    assert [output.start.cached_tokens for output in outputs if output.start is not None] == [0, 16]
+
+
 @pytest.mark.parametrize(("length", "cached"), [(3, 0), (4, 0), (5, 4), (8, 4), (9, 8)])
 def test_the_last_token_is_always_computed(length: int, cached: int) -> None:
     engine = engine_of()
