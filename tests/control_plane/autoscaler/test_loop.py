@@ -60,10 +60,10 @@ class World:
         async with self.database.transaction() as session:
             await demand.note(session, DemandReport("g", (told,)))
 
-    async def remember(self, gap_s: float) -> None:
+    async def remember(self, gap_s: float, times: int = 20, apart_s: float = 60.0) -> None:
         history, now = History(), time.time()
-        for step in range(20, 0, -1):
-            history.learn(gap_s, now - step * 60)
+        for step in range(times, 0, -1):
+            history.learn(gap_s, now - step * apart_s)
         async with self.database.transaction() as session:
             session.add(KeepaliveTable(endpoint_id=self.id, history=encode(history)))
 
@@ -133,7 +133,7 @@ async def test_the_habits_of_all_are_read_together_and_seldom(world: World) -> N
 
 async def test_it_learns_plans_sleeps_and_is_woken_ahead(world: World) -> None:
     await world.deploy()
-    await world.remember(HOUR)
+    await world.remember(HOUR, times=48, apart_s=HOUR)  # at all hours, or at this one it would be a habit
     await world.set(desired=1, start_s=0.1)  # not worth an hour of its memory
     await world.say(running=1)
     assert (await world.tick()).desired == 1
