@@ -2,8 +2,9 @@
 
 A policy takes what was observed and the time, and returns a number with its reason. "No data" is a value: while no
 gateway reports, what is stays. Requests in hand count at once, those that wait in a gateway like those that run. Where
-the endpoint has a latency to hold, its work counts as well: tokens a second and KV held, against what a replica bears.
-Fewer are wanted only after a whole stable window in which fewer would have held all of it.
+the endpoint has a latency to hold, its work counts as well (needs.py): what it takes now, and what the last minutes took
+together with how much they swung, for a start takes longer than a burst; and those do not count who will have had their
+turn in time. Fewer are wanted only after a whole stable window, and only what would still have held the latency.
 """
 
 import math
@@ -11,17 +12,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from control_plane.autoscaler.bearing import Bearing
+from control_plane.autoscaler.needs import LATELY_S, SWINGS, Needs
+from control_plane.autoscaler.needs import together as needs_together
 from control_plane.autoscaler.window import STABLE_S, Rates, together
 
 FRESH_S = 12.0
 """A gateway reports at least every 5 s: one that has missed two reports is not heard."""
 CALL_OFF_S = 5.0
 """A start that nobody waits for any more goes on this long: a client that tries again at once finds it under way."""
-PANIC_FACTOR = 1.5
-"""Work of the last seconds counts before it has filled the stable window where it is so many times what there are
-replicas for."""
 DOWN_SHARE = 0.8
 """Those that remain must have been this busy at most: growing again needs a quarter more work than shrinking left."""
+ROUNDING = 1e-6
+DOWN_WAITING = 1.2
+"""Where there is a latency to hold, so many times what they run at once may those that remain have had in hand: a few
+may wait. On Azure's conversations 1.5 let too many go, and 1.0 held a tenth more for nothing."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,16 @@ class Limits:
 @dataclass(frozen=True)
 class GatewayDemand:
     """The last report of one gateway on one endpoint; times in Unix seconds. The rates are those of window.py: of the
-    stable window, of the panic window, and the most that a panic window within the stable one had."""
+    stable window, and the most that a panic window within it had, which only counts without a latency to hold; with
+    one, `needs` does."""
 
     running: int
     waiting: int
     reported_at: float
     kv_tokens: int = 0
     stable: Rates | None = None
-    panic: Rates | None = None
     peak: Rates | None = None
+    needs: Needs | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ class Observation:
     """Replicas that take requests."""
     raised_at: float | None = None
     """When more were last wanted than before."""
+    answers_per_s: float = 0.0
+    """Of the last minute: so fast have those their turn who wait."""
 
     @property
     def is_waking(self) -> bool:
@@ -124,8 +131,9 @@ def _with_work(
     kept: int, fresh: Sequence[GatewayDemand], observed: Observation, limits: Limits, now: float
 ) -> Decision:
     running, waiting = sum(report.running for report in fresh), sum(report.waiting for report in fresh)
-    needed, why = math.ceil((running + waiting) / limits.target), f"{limits.target} to a replica"
-    by_work = _by_work(kept, fresh, limits)
+    in_time = 0.0 if limits.bears is None else min(waiting, observed.answers_per_s * limits.bears.wait_s)
+    needed, why = math.ceil((running + waiting - in_time) / limits.target), f"{limits.target} to a replica"
+    by_work = None if limits.bears is None else _by_work(fresh, limits.bears)
     if by_work is not None and by_work[0] > needed:
         needed, why = by_work
     desired = _within(max(kept, needed, 1), limits)
@@ -139,41 +147,59 @@ def _with_work(
     return fewer or Decision(desired, f"{running} running and {waiting} waiting requests.")
 
 
-def _by_work(kept: int, fresh: Sequence[GatewayDemand], limits: Limits) -> tuple[int, str] | None:
+def _by_work(fresh: Sequence[GatewayDemand], bears: Bearing) -> tuple[int, str] | None:
     """Replicas that the work itself needs, and its figures. The KV that is held counts as it is now."""
-    stable, panic = together([one.stable for one in fresh]), together([one.panic for one in fresh])
-    if limits.bears is None or stable is None:
+    stable, needs = together([one.stable for one in fresh]), needs_together([one.needs for one in fresh])
+    if stable is None or needs is None:
         return None
     kv_tokens = sum(report.kv_tokens for report in fresh)
-    usual = math.ceil(limits.bears.replicas(stable, kv_tokens))
-    if panic is not None:
-        lately = limits.bears.replicas(panic, kv_tokens)
-        if lately > usual and lately >= PANIC_FACTOR * max(1, kept):
-            return math.ceil(lately), f"and lately {_figures(panic, kv_tokens)} where one bears {limits.bears}"
-    return usual, f"and {_figures(stable, kv_tokens)} where one bears {limits.bears}"
+    mean, swing = needs.usual()
+    now, kept_for = max(needs.now, kv_tokens / bears.kv_tokens), mean + SWINGS * swing
+    if kept_for > now:
+        return _rounded(kept_for), (
+            f"and the last minutes' work, which needed {mean:.1f} give or take {swing:.1f} where one bears {bears}"
+        )
+    return _rounded(now), f"and {_figures(stable, kv_tokens)} where one bears {bears}"
 
 
 def _fewer(
     kept: int, fresh: Sequence[GatewayDemand], observed: Observation, limits: Limits, now: float, at_least: int = 0
 ) -> Decision | None:
-    """Fewer, but one, where they would have held the most there was in the whole of the last minute; else None."""
+    """Fewer, but one, where they would have held what there was lately; else None."""
     if kept <= max(limits.min, 1) or (observed.raised_at is not None and now - observed.raised_at < STABLE_S):
         return None
-    peak = together([one.peak for one in fresh])
-    if peak is None or not peak.is_whole(STABLE_S):
+    held = _held_by_fewer(fresh, limits)
+    if held is None:
         return None
-    kv_tokens = sum(report.kv_tokens for report in fresh)
-    busy = peak.concurrency / limits.target
-    if limits.bears is not None:
-        busy = max(busy, limits.bears.replicas(peak, kv_tokens))
-    desired = _within(max(at_least, math.ceil(busy / DOWN_SHARE), 1), limits)
+    desired = _within(max(at_least, held[0], 1), limits)
     if desired >= kept:
         return None
-    return Decision(
-        desired,
-        f"At most {peak.concurrency:.1f} requests at once and {_figures(peak, kv_tokens)} in the last {STABLE_S:g} s: "
-        f"{desired} of {kept} replicas would have held it.",
+    return Decision(desired, f"{held[1]}: {desired} of {kept} replicas would have held it.")
+
+
+def _held_by_fewer(fresh: Sequence[GatewayDemand], limits: Limits) -> tuple[int, str] | None:
+    """How many would have held it, and what; None where no whole minute is known."""
+    if limits.bears is None:
+        peak = together([one.peak for one in fresh])
+        if peak is None or not peak.is_whole(STABLE_S):
+            return None
+        return math.ceil(peak.concurrency / limits.target / DOWN_SHARE), (
+            f"At most {peak.concurrency:.1f} requests at once in the last {STABLE_S:g} s"
+        )
+    stable, needs = together([one.stable for one in fresh]), needs_together([one.needs for one in fresh])
+    by_work = _by_work(fresh, limits.bears)
+    if stable is None or needs is None or by_work is None or not stable.is_whole(STABLE_S):
+        return None
+    held = max(by_work[0], _rounded(max(needs.lately, needs.busy / limits.target / DOWN_WAITING)))
+    mean, swing = needs.usual()
+    return held, (
+        f"At most {needs.busy:.1f} requests at once and work for {needs.lately:.1f} replicas in the last {LATELY_S:g} s, "
+        f"and for {mean:.1f} give or take {swing:.1f} in the last minutes"
     )
+
+
+def _rounded(replicas: float) -> int:
+    return math.ceil(replicas - ROUNDING)
 
 
 def _figures(rates: Rates, kv_tokens: int) -> str:

@@ -109,6 +109,7 @@ class Replay:
         for job in ended:
             in_time = job.ttft_s <= self._settings.slo_ttft_s and job.itl_s <= self._settings.slo_itl_s
             self.outcome.met += in_time
+            replica.endpoint.answers.append((now, job.ttft_s, job.itl_s))
             self._end(replica, now)
 
     def _end(self, replica: Replica, now: float) -> None:
