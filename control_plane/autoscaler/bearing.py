@@ -34,8 +34,8 @@ TRY = 1.05
 
 @dataclass(frozen=True)
 class Bearing:
-    """What one replica bears of prompts alone and of answers alone, tokens a second, and KV tokens at once; and how long
-    a prompt may wait for its turn."""
+    """What one replica bears of prompts alone and of answers alone, tokens a second, and KV tokens at once; and how
+    long a prompt may wait for its turn."""
 
     prefill_per_s: float
     decode_per_s: float
@@ -61,7 +61,7 @@ class Seen:
     ttft_p95_ms: float | None
     itl_p95_ms: float | None
     most: float = 0.0
-    """The most replicas that were at work at once, by what was believed: needs.Needs."""
+    """The most replicas that a burst in it needed, by what was believed: needs.Needs."""
 
 
 def measured(speed: Mapping[str, float], slo: Slo, concurrency: int) -> Bearing | None:

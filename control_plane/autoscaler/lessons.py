@@ -22,7 +22,8 @@ def lesson(
     rates, needs = together([report.stable for report in fresh]), needs_together([report.needs for report in fresh])
     if rates is None or needs is None or any(report.waiting for report in fresh):
         return None
-    seen = Seen(rates, observed.serving, latency.answers, latency.ttft_p95_ms, latency.itl_p95_ms, needs.most)
+    most = needs.most(now - 2 * STABLE_S)
+    seen = Seen(rates, observed.serving, latency.answers, latency.ttft_p95_ms, latency.itl_p95_ms, most)
     better = corrected(bearing, slo, seen)
     return None if better == bearing else better
 

@@ -2,9 +2,9 @@
 
 A policy takes what was observed and the time, and returns a number with its reason. "No data" is a value: while no
 gateway reports, what is stays. Requests in hand count at once, those that wait in a gateway like those that run. Where
-the endpoint has a latency to hold, its work counts as well (needs.py): what it takes now, and what the last minutes took
-together with how much they swung, for a start takes longer than a burst; and those do not count who will have had their
-turn in time. Fewer are wanted only after a whole stable window, and only what would still have held the latency.
+the endpoint has a latency to hold, its work counts as well (needs.py): what it takes now, and what the last minutes
+took with as much again as they differed by, for a start takes longer than a burst; and those do not count who will have
+had their turn in time. Fewer are wanted only once a whole stable window is known, and only if they still hold it all.
 """
 
 import math
@@ -23,7 +23,7 @@ CALL_OFF_S = 5.0
 DOWN_SHARE = 0.8
 """Those that remain must have been this busy at most: growing again needs a quarter more work than shrinking left."""
 ROUNDING = 1e-6
-DOWN_WAITING = 1.2
+DOWN_WAITING = 1.1
 """Where there is a latency to hold, so many times what they run at once may those that remain have had in hand: a few
 may wait. On Azure's conversations 1.5 let too many go, and 1.0 held a tenth more for nothing."""
 
@@ -112,7 +112,7 @@ def decide(observed: Observation, limits: Limits, now: float) -> Decision:
     if observed.is_waking:
         return _waking(kept, observed, limits, quiet_s, now)
     if quiet_s < limits.idle_s:
-        fewer = _fewer(kept, fresh, observed, limits, now)
+        fewer = _fewer(kept, fresh, _work(fresh, limits), observed, limits, now)
         idle = Decision(kept, f"Idle for {quiet_s:.1f} s of {limits.idle_s:g} s.", limits.idle_s - quiet_s)
         return fewer or idle
     return Decision(limits.min, f"No work for {limits.idle_s:g} s.")
@@ -131,44 +131,80 @@ def _with_work(
     kept: int, fresh: Sequence[GatewayDemand], observed: Observation, limits: Limits, now: float
 ) -> Decision:
     running, waiting = sum(report.running for report in fresh), sum(report.waiting for report in fresh)
+    work = _work(fresh, limits)
     in_time = 0.0 if limits.bears is None else min(waiting, observed.answers_per_s * limits.bears.wait_s)
-    needed, why = math.ceil((running + waiting - in_time) / limits.target), f"{limits.target} to a replica"
-    by_work = None if limits.bears is None else _by_work(fresh, limits.bears)
-    if by_work is not None and by_work[0] > needed:
-        needed, why = by_work
+    by_count = math.ceil((running + waiting - in_time) / limits.target)
+    needed = by_count if work is None else max(by_count, work.needed)
     desired = _within(max(kept, needed, 1), limits)
     if desired > kept:
+        why = f"{limits.target} to a replica" if work is None or needed == by_count else work.why
         return Decision(
             desired,
             f"{running} running and {waiting} waiting requests, {why}, need {needed} "
             f"(min {limits.min}, max {limits.max}).",
         )
-    fewer = _fewer(kept, fresh, observed, limits, now, at_least=needed)
+    fewer = _fewer(kept, fresh, work, observed, limits, now, at_least=needed)
     return fewer or Decision(desired, f"{running} running and {waiting} waiting requests.")
 
 
-def _by_work(fresh: Sequence[GatewayDemand], bears: Bearing) -> tuple[int, str] | None:
-    """Replicas that the work itself needs, and its figures. The KV that is held counts as it is now."""
-    stable, needs = together([one.stable for one in fresh]), needs_together([one.needs for one in fresh])
-    if stable is None or needs is None:
+@dataclass(frozen=True)
+class _Work:
+    """What the work of all gateways takes of an endpoint that has a latency to hold."""
+
+    bears: Bearing
+    minute: Rates
+    needs: Needs
+    kv_tokens: int
+    usual: float
+    swing: float
+
+    @property
+    def now(self) -> float:
+        """Replicas that the work takes as it is. The KV that is held counts as it is now."""
+        return max(self.needs.now, self.kv_tokens / self.bears.kv_tokens)
+
+    @property
+    def expected(self) -> float:
+        """Replicas that are kept for what comes sooner than a start takes."""
+        return self.usual + SWINGS * self.swing
+
+    @property
+    def needed(self) -> int:
+        """The more of both."""
+        return _rounded(max(self.now, self.expected))
+
+    @property
+    def why(self) -> str:
+        """The figures of what is needed."""
+        if self.expected > self.now:
+            took = f"took {self.usual:.1f} give or take {self.swing:.1f}"
+            return f"and the last minutes' work, which {took} where one bears {self.bears}"
+        return f"and {_figures(self.minute, self.kv_tokens)} where one bears {self.bears}"
+
+
+def _work(fresh: Sequence[GatewayDemand], limits: Limits) -> _Work | None:
+    if limits.bears is None:
         return None
-    kv_tokens = sum(report.kv_tokens for report in fresh)
-    mean, swing = needs.usual()
-    now, kept_for = max(needs.now, kv_tokens / bears.kv_tokens), mean + SWINGS * swing
-    if kept_for > now:
-        return _rounded(kept_for), (
-            f"and the last minutes' work, which needed {mean:.1f} give or take {swing:.1f} where one bears {bears}"
-        )
-    return _rounded(now), f"and {_figures(stable, kv_tokens)} where one bears {bears}"
+    minute, needs = together([one.stable for one in fresh]), needs_together([one.needs for one in fresh])
+    if minute is None or needs is None:
+        return None
+    return _Work(limits.bears, minute, needs, sum(one.kv_tokens for one in fresh), *needs.usual())
 
 
 def _fewer(
-    kept: int, fresh: Sequence[GatewayDemand], observed: Observation, limits: Limits, now: float, at_least: int = 0
+    kept: int,
+    fresh: Sequence[GatewayDemand],
+    work: _Work | None,
+    observed: Observation,
+    limits: Limits,
+    now: float,
+    at_least: int = 0,
 ) -> Decision | None:
     """Fewer, but one, where they would have held what there was lately; else None."""
-    if kept <= max(limits.min, 1) or (observed.raised_at is not None and now - observed.raised_at < STABLE_S):
+    grown_s = math.inf if observed.raised_at is None else now - observed.raised_at
+    if kept <= max(limits.min, 1) or grown_s < (STABLE_S if limits.bears is None else LATELY_S):
         return None
-    held = _held_by_fewer(fresh, limits)
+    held = _held_by_count(fresh, limits) if limits.bears is None else _held_by_work(work, limits)
     if held is None:
         return None
     desired = _within(max(at_least, held[0], 1), limits)
@@ -177,24 +213,23 @@ def _fewer(
     return Decision(desired, f"{held[1]}: {desired} of {kept} replicas would have held it.")
 
 
-def _held_by_fewer(fresh: Sequence[GatewayDemand], limits: Limits) -> tuple[int, str] | None:
+def _held_by_count(fresh: Sequence[GatewayDemand], limits: Limits) -> tuple[int, str] | None:
     """How many would have held it, and what; None where no whole minute is known."""
-    if limits.bears is None:
-        peak = together([one.peak for one in fresh])
-        if peak is None or not peak.is_whole(STABLE_S):
-            return None
-        return math.ceil(peak.concurrency / limits.target / DOWN_SHARE), (
-            f"At most {peak.concurrency:.1f} requests at once in the last {STABLE_S:g} s"
-        )
-    stable, needs = together([one.stable for one in fresh]), needs_together([one.needs for one in fresh])
-    by_work = _by_work(fresh, limits.bears)
-    if stable is None or needs is None or by_work is None or not stable.is_whole(STABLE_S):
+    peak = together([one.peak for one in fresh])
+    if peak is None or not peak.is_whole(STABLE_S):
         return None
-    held = max(by_work[0], _rounded(max(needs.lately, needs.busy / limits.target / DOWN_WAITING)))
-    mean, swing = needs.usual()
-    return held, (
-        f"At most {needs.busy:.1f} requests at once and work for {needs.lately:.1f} replicas in the last {LATELY_S:g} s, "
-        f"and for {mean:.1f} give or take {swing:.1f} in the last minutes"
+    return math.ceil(peak.concurrency / limits.target / DOWN_SHARE), (
+        f"At most {peak.concurrency:.1f} requests at once in the last {STABLE_S:g} s"
+    )
+
+
+def _held_by_work(work: _Work | None, limits: Limits) -> tuple[int, str] | None:
+    if work is None or not work.minute.is_whole(STABLE_S):
+        return None
+    needs = work.needs
+    return max(work.needed, _rounded(max(needs.lately, needs.busy / limits.target / DOWN_WAITING))), (
+        f"At most {needs.busy:.1f} requests at once and work for {needs.lately:.1f} in the last {LATELY_S:g} s, and in "
+        f"the last minutes for {work.usual:.1f} give or take {work.swing:.1f}"
     )
 
 

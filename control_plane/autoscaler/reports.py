@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from control_plane.autoscaler.bearing import Bearing
 from control_plane.autoscaler.needs import needs
 from control_plane.autoscaler.policy import DOWN_SHARE, GatewayDemand, Limits
-from control_plane.autoscaler.window import STABLE_S, known, mean, peak, rates, together
+from control_plane.autoscaler.window import STABLE_S, mean, peak, rates, together
 from control_plane.endpoints.minutes import Kept, split
 
 
@@ -52,11 +52,10 @@ def demand_of(told: Sequence[Told], desired: int, limits: Limits, now: float) ->
 
 def _with_needs(one: Told, bears: Bearing, now: float) -> GatewayDemand:
     minutes, samples = split(one.samples)
-    lived = known(samples, now, one.is_idle)
-    stable = mean(lived, STABLE_S)
-    return GatewayDemand(
-        one.running, one.waiting, one.heard_at, one.kv_tokens, stable, None, needs(lived, minutes, bears, now)
-    )
+    if one.is_idle and samples and samples[-1][0] < now:
+        samples = [*samples, (now, *samples[-1][1:])]
+    stable, needed = mean(samples, STABLE_S), needs(samples, minutes, bears, now)
+    return GatewayDemand(one.running, one.waiting, one.heard_at, one.kv_tokens, stable, None, needed)
 
 
 def _mean_allows_fewer(demand: Sequence[GatewayDemand], desired: int, limits: Limits) -> bool:

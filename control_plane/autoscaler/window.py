@@ -7,7 +7,6 @@ stable one that smooths, and a panic one that is a tenth of it (knative.dev, "Ad
 """
 
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,7 +37,7 @@ def rates(samples: Sequence[Sample], window_s: float, now: float, *, is_idle: bo
 
     `is_idle`: the gateway has no work since its last sample, so that its counters are the same at `now`.
     """
-    return mean(known(samples, now, is_idle), window_s)
+    return mean(_known(samples, now, is_idle), window_s)
 
 
 def mean(lived: Sequence[Sample], window_s: float) -> Rates | None:
@@ -49,7 +48,7 @@ def mean(lived: Sequence[Sample], window_s: float) -> Rates | None:
 def peak(samples: Sequence[Sample], now: float, *, is_idle: bool = False) -> Rates | None:
     """The most that any PANIC_S of the last STABLE_S had of each kind of work; None where fewer than two moments are
     known. Its span is that of all that was looked at."""
-    lived = known(samples, now, is_idle)
+    lived = _known(samples, now, is_idle)
     if len(lived) < 2:
         return None
     concurrency = prefill = decode = 0.0
@@ -86,27 +85,8 @@ def together(each: Sequence[Rates | None]) -> Rates | None:
     )
 
 
-def known(samples: Sequence[Sample], now: float, is_idle: bool) -> Sequence[Sample]:
+def _known(samples: Sequence[Sample], now: float, is_idle: bool) -> list[Sample]:
     """The samples of one life of the gateway, in order of time, with what is known of `now`."""
-    lived = samples if _only_grow(samples) else _of_one_life(samples)
-    if is_idle and lived and lived[-1][0] < now:
-        return [*lived, (now, *lived[-1][1:])]
-    return lived
-
-
-def _only_grow(samples: Sequence[Sample]) -> bool:
-    if not samples:
-        return True
-    at, busy, prefill, decode = zip(*samples, strict=True)
-    return (
-        all(map(operator.lt, at, at[1:]))
-        and all(map(operator.le, busy, busy[1:]))
-        and all(map(operator.le, prefill, prefill[1:]))
-        and all(map(operator.le, decode, decode[1:]))
-    )
-
-
-def _of_one_life(samples: Sequence[Sample]) -> list[Sample]:
     lived: list[Sample] = []
     at = busy = prefill = decode = -math.inf
     for sample in samples:
@@ -116,6 +96,8 @@ def _of_one_life(samples: Sequence[Sample]) -> list[Sample]:
             lived = []
         at, busy, prefill, decode = sample
         lived.append(sample)
+    if is_idle and lived and at < now:
+        lived.append((now, busy, prefill, decode))
     return lived
 
 

@@ -1,5 +1,5 @@
-"""What is kept of a gateway's counters: samples of the last minute, and of each minute before it what work it had. Pure;
-knows no rows, clock or gateways, nor what follows from it.
+"""What is kept of a gateway's counters: samples of the last minute, and of each minute before it what work it had.
+Pure; knows no rows, clock or gateways, nor what follows from it.
 
 Both stand in one list, oldest first: minutes of five numbers, then samples of four.
 """
@@ -36,9 +36,11 @@ def split(kept: Kept) -> tuple[Sequence[Minute], Sequence[Sample]]:
 def with_sample(kept: Sequence[Any], latest: Sample) -> list[Any]:
     """One sample more: the last two are one where they are close, and one stays that is older than is asked for, so
     that a whole window always has its beginning. With the first sample of a minute the last one that had work is
-    closed."""
+    closed. Where a counter fell the gateway began anew, and what it had counted before is not comparable."""
     minutes, samples = split(kept)
     now = latest[0]
+    if samples and _fell(samples[-1], latest):
+        return [*_closed(minutes, samples, now), latest]
     before = samples[:-1] if len(samples) > 1 and now - samples[-2][0] < SAMPLE_S else samples
     if before and _begin(before[-1][0]) < _begin(now):
         minutes = _closed(minutes, before, now)
@@ -54,11 +56,10 @@ def _closed(minutes: Sequence[Minute], samples: Sequence[Sample], now: float) ->
 
 
 def _minute(samples: Sequence[Sample], begin: float) -> list[float]:
-    """Of the minute in which the last sample is, since the gateway began anew where it did."""
-    anew = max((at for at in range(1, len(samples)) if _fell(samples[at - 1], samples[at])), default=0)
+    """Of the minute in which the last sample is."""
     prefill = decode = most_prefill = most_decode = 0.0
-    first = anew
-    for at in range(anew + 1, len(samples)):
+    first = 0
+    for at in range(1, len(samples)):
         last, one = samples[at - 1], samples[at]
         if one[0] < begin:
             continue
@@ -72,7 +73,7 @@ def _minute(samples: Sequence[Sample], begin: float) -> list[float]:
 
 
 def _fell(one: Sample, other: Sample) -> bool:
-    return other[1] < one[1] or other[2] < one[2] or other[3] < one[3]
+    return any(later < before for before, later in zip(one, other, strict=True))
 
 
 def _begin(at: float) -> float:

@@ -1,5 +1,5 @@
-"""What is known of a replay's endpoints, as the platform knows it: counters every two seconds while a window may matter,
-the last answers' latency, and what a replica is believed to bear. Decides nothing."""
+"""What is known of a replay's endpoints, as the platform knows it: counters every two seconds while a window may
+matter, the last answers' latency, and what a replica is believed to bear. Decides nothing."""
 
 import math
 from collections import deque
