@@ -25,7 +25,8 @@ DOWN_SHARE = 0.8
 ROUNDING = 1e-6
 DOWN_WAITING = 1.1
 """Where there is a latency to hold, so many times what they run at once may those that remain have had in hand: a few
-may wait. On Azure's conversations 1.5 let too many go, and 1.0 held a tenth more for nothing."""
+may wait. On Azure's conversations (needs.py) 1.0: 98.0 % in time at 82 % of the hours, 1.1: 97.8 % at 80 %, 1.2: 95.8 %
+at 81 %, 1.35: 94.9 % at 81 %."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,10 @@ def decide(observed: Observation, limits: Limits, now: float) -> Decision:
     """The number of replicas at `now`: within min and max, never fewer than before while there is work."""
     kept = _within(observed.desired, limits)
     fresh = [report for report in observed.demand if now - report.reported_at <= FRESH_S]
-    running = sum(report.running for report in fresh)
-    waiting = sum(report.waiting for report in fresh)
+    running = sum([report.running for report in fresh])
+    waiting = sum([report.waiting for report in fresh])
     if running + waiting > 0:
-        return _with_work(kept, fresh, observed, limits, now)
+        return _with_work(kept, running, waiting, fresh, observed, limits, now)
     if kept != observed.desired:
         return Decision(kept, f"The limits are now min {limits.min} and max {limits.max}.")
     if kept == limits.min:
@@ -128,9 +129,14 @@ def _waking(kept: int, observed: Observation, limits: Limits, quiet_s: float, no
 
 
 def _with_work(
-    kept: int, fresh: Sequence[GatewayDemand], observed: Observation, limits: Limits, now: float
+    kept: int,
+    running: int,
+    waiting: int,
+    fresh: Sequence[GatewayDemand],
+    observed: Observation,
+    limits: Limits,
+    now: float,
 ) -> Decision:
-    running, waiting = sum(report.running for report in fresh), sum(report.waiting for report in fresh)
     work = _work(fresh, limits)
     in_time = 0.0 if limits.bears is None else min(waiting, observed.answers_per_s * limits.bears.wait_s)
     by_count = math.ceil((running + waiting - in_time) / limits.target)
@@ -188,7 +194,7 @@ def _work(fresh: Sequence[GatewayDemand], limits: Limits) -> _Work | None:
     minute, needs = together([one.stable for one in fresh]), needs_together([one.needs for one in fresh])
     if minute is None or needs is None:
         return None
-    return _Work(limits.bears, minute, needs, sum(one.kv_tokens for one in fresh), *needs.usual())
+    return _Work(limits.bears, minute, needs, sum([one.kv_tokens for one in fresh]), *needs.usual())
 
 
 def _fewer(

@@ -33,7 +33,7 @@ def demand_of(told: Sequence[Told], desired: int, limits: Limits, now: float) ->
     fewer replicas, and the peak, which costs the most, only where the mean does not forbid fewer already."""
     if limits.bears is not None:
         bears = limits.bears
-        return tuple(_with_needs(one, bears, now) for one in told)
+        return tuple([_with_needs(one, bears, now) for one in told])
     plain = tuple(GatewayDemand(one.running, one.waiting, one.heard_at, one.kv_tokens) for one in told)
     if desired <= max(1, limits.min):
         return plain
@@ -52,10 +52,11 @@ def demand_of(told: Sequence[Told], desired: int, limits: Limits, now: float) ->
 
 def _with_needs(one: Told, bears: Bearing, now: float) -> GatewayDemand:
     minutes, samples = split(one.samples)
+    needed = needs(samples, minutes, bears, now, is_idle=one.is_idle)
     if one.is_idle and samples and samples[-1][0] < now:
         samples = [*samples, (now, *samples[-1][1:])]
-    stable, needed = mean(samples, STABLE_S), needs(samples, minutes, bears, now)
-    return GatewayDemand(one.running, one.waiting, one.heard_at, one.kv_tokens, stable, None, needed)
+    minute = mean(samples, STABLE_S)
+    return GatewayDemand(one.running, one.waiting, one.heard_at, one.kv_tokens, minute, None, needed)
 
 
 def _mean_allows_fewer(demand: Sequence[GatewayDemand], desired: int, limits: Limits) -> bool:

@@ -7,8 +7,10 @@ stable one that smooths, and a panic one that is a tenth of it (knative.dev, "Ad
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from control_plane.endpoints.minutes import Sample
 
@@ -16,6 +18,8 @@ STABLE_S = 60.0
 PANIC_S = 6.0
 SLACK_S = 2.5
 """Samples are 2 s apart: a window that lacks so little is whole."""
+
+_MOMENT = itemgetter(0)
 
 
 @dataclass(frozen=True)
@@ -74,15 +78,16 @@ def peak(samples: Sequence[Sample], now: float, *, is_idle: bool = False) -> Rat
 
 def together(each: Sequence[Rates | None]) -> Rates | None:
     """The work at several gateways; None where one of them is not known. It is as whole as the least whole is."""
-    known = [one for one in each if one is not None]
-    if not each or len(known) < len(each):
-        return None
-    return Rates(
-        sum(one.concurrency for one in known),
-        sum(one.prefill_per_s for one in known),
-        sum(one.decode_per_s for one in known),
-        min(one.span_s for one in known),
-    )
+    concurrency = prefill = decode = 0.0
+    span_s = math.inf
+    for one in each:
+        if one is None:
+            return None
+        concurrency += one.concurrency
+        prefill += one.prefill_per_s
+        decode += one.decode_per_s
+        span_s = one.span_s if one.span_s < span_s else span_s
+    return Rates(concurrency, prefill, decode, span_s) if each else None
 
 
 def _known(samples: Sequence[Sample], now: float, is_idle: bool) -> list[Sample]:
@@ -105,9 +110,7 @@ def _last(lived: Sequence[Sample], window_s: float) -> Rates:
     """The mean over the window that ends with the last sample, or over as much of it as is lived."""
     last = lived[-1]
     begin = last[0] - window_s
-    at = len(lived) - 2
-    while at > 0 and lived[at][0] > begin:
-        at -= 1
+    at = max(0, bisect_right(lived, begin, 0, len(lived) - 1, key=_MOMENT) - 1)
     first = _interpolated(lived, at, begin)
     span_s = last[0] - first[0]
     return Rates((last[1] - first[1]) / span_s, (last[2] - first[2]) / span_s, (last[3] - first[3]) / span_s, span_s)

@@ -5,6 +5,7 @@ Both stand in one list, oldest first: minutes of five numbers, then samples of f
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,17 +20,15 @@ SAMPLES_S = 60.0
 """So far apart are samples, and so long are they kept: what autoscaler/window.py looks at."""
 MINUTE_S = 60.0
 KEPT_S = 900.0
-"""Of Azure's code trace 5 of 6 bursts are less than so long after one of their size; with ten minutes a tenth more of
-the requests behind a burst were late, with half an hour none less."""
+"""Bursts come minutes apart: on Azure's code trace ten minutes lost 1 % of the requests more for 5 % fewer
+replica-hours, and half an hour gained nothing."""
 BURST_S = 6.0
 _SAMPLE_FIELDS = 4
 
 
 def split(kept: Kept) -> tuple[Sequence[Minute], Sequence[Sample]]:
     """(minutes, samples)."""
-    at = 0
-    while at < len(kept) and len(kept[at]) > _SAMPLE_FIELDS:
-        at += 1
+    at = bisect_left(kept, -_SAMPLE_FIELDS, key=_fields)
     return kept[:at], kept[at:]
 
 
@@ -74,6 +73,10 @@ def _minute(samples: Sequence[Sample], begin: float) -> list[float]:
 
 def _fell(one: Sample, other: Sample) -> bool:
     return any(later < before for before, later in zip(one, other, strict=True))
+
+
+def _fields(entry: Sequence[float]) -> int:
+    return -len(entry)
 
 
 def _begin(at: float) -> float:

@@ -71,9 +71,7 @@ def _latency(answers: deque[tuple[float, float, float]], now: float) -> Latency 
         answers.popleft()
     if not answers:
         return None
-    return Latency(
-        len(answers), LATENCY_S, _p95_ms([one[1] for one in answers]), _p95_ms([one[2] for one in answers])
-    )
+    return Latency(len(answers), LATENCY_S, _p95_ms([one[1] for one in answers]), _p95_ms([one[2] for one in answers]))
 
 
 def _p95_ms(seconds: list[float]) -> float:

@@ -166,7 +166,7 @@ PART = st.floats(0, 40)
 NEEDS = st.one_of(
     st.none(),
     st.builds(
-        Needs, PART, PART, st.floats(0, 300), PART, st.lists(st.tuples(st.just(0.0), PART, PART), max_size=4).map(tuple)
+        Needs, PART, PART, st.floats(0, 300), st.lists(st.tuples(st.just(0.0), PART, PART), max_size=4).map(tuple)
     ),
 )
 WINDOWS = st.lists(
@@ -230,7 +230,7 @@ def test_it_shrinks_only_to_what_would_have_held_a_whole_minute(
 def busy(work: Rates, running: int = 8, bears: Bearing | None = None, **changes: object) -> GatewayDemand:
     """Steady work, of which no prompt may wait."""
     part = 0.0 if bears is None else bears.replicas(work)
-    needs = Needs(part, part, work.concurrency, part, ((NOW - 60, part, 60 * part),))
+    needs = Needs(part, part, work.concurrency, ((NOW - 60, part, 60 * part),))
     return dataclasses.replace(GatewayDemand(running, 0, NOW, 0, work, work, needs), **changes)  # type: ignore[arg-type]
 
 
@@ -271,7 +271,7 @@ def test_a_latency_to_hold_counts_tokens_where_requests_would_not() -> None:
 def after(*minutes: tuple[float, float], **changes: float) -> GatewayDemand:
     """Three requests run after minutes of (need, work), and next to nothing since."""
     past = tuple((NOW - 60.0 * (len(minutes) - at), need, work) for at, (need, work) in enumerate(minutes))
-    needs = dataclasses.replace(Needs(0.5, 0.5, 3.0, 0.5, past), **changes)
+    needs = dataclasses.replace(Needs(0.5, 0.5, 3.0, past), **changes)
     return GatewayDemand(3, 0, NOW, 0, Rates(3.0, 10.0, 10.0, 60.0), None, needs)
 
 
@@ -302,8 +302,10 @@ def test_who_waits_counts_unless_his_turn_comes_in_time() -> None:
     limits = Limits(0, 8, 30, 4, dataclasses.replace(BEARING, wait_s=4.0))
     queue = dataclasses.replace(after((0.5, 60.0)), running=4, waiting=12)
     seen = Observation(1, 0, (queue,), NOW, serving=1)
-    assert [decide(dataclasses.replace(seen, answers_per_s=rate), limits, NOW).desired for rate in (0, 1, 3)] == [4, 3, 1]
-    assert decide(dataclasses.replace(seen, answers_per_s=9.0), dataclasses.replace(limits, bears=None), NOW).desired == 4
+    for rate, desired in ((0.0, 4), (1.0, 3), (3.0, 1)):
+        assert decide(dataclasses.replace(seen, answers_per_s=rate), limits, NOW).desired == desired
+    unbound = dataclasses.replace(limits, bears=None)
+    assert decide(dataclasses.replace(seen, answers_per_s=9.0), unbound, NOW).desired == 4
 
 
 def test_it_shrinks_partly_while_it_works_and_while_it_idles() -> None:
