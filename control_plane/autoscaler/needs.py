@@ -113,14 +113,14 @@ def needs(
         at = bisect_left(at_s, at_s[-1] - length_s - SLACK_S, 0, len(at_s) - 2)
         over_s = max(PANIC_S, at_s[-1] - at_s[at]) + wait_s
         now_needs = max(now_needs, (total - samples[at][2] * by_prompt - samples[at][3] * by_answer) / over_s)
-    minute_s, oldest = MINUTE_S + wait_s, now - KEPT_S
+    even, burst_p, burst_a, oldest = 1.0 / (MINUTE_S + wait_s), by_prompt * stretch, by_answer * stretch, now - KEPT_S
     past: list[Past] = [
-        (began, max(done / minute_s, (most_prefill * by_prompt + most_decode * by_answer) * stretch), done)
-        for began, prefill, decode, most_prefill, most_decode in minutes
+        (began, mean if (mean := done * even) > (most := prompts * burst_p + answers * burst_a) else most, done)
+        for began, prefill, decode, prompts, answers in minutes
         if began > oldest and (done := prefill * by_prompt + decode * by_answer) > 0.0
     ]
     if total > begun:
-        past.append((running, max(since * stretch, now_needs, (total - begun) / minute_s), total - begun))
+        past.append((running, max(since * stretch, now_needs, (total - begun) * even), total - begun))
     return Needs(now_needs, max(lately * stretch, now_needs), busy, tuple(past))
 
 
