@@ -8,7 +8,7 @@ replicas; of all lengths a few are looked at.
 """
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -85,30 +85,29 @@ def needs(
     by_prompt, by_answer, wait_s = 1.0 / bears.prefill_per_s, 1.0 / bears.decode_per_s, bears.wait_s
     stretch = PANIC_S / (PANIC_S + wait_s)
     at_s = [one[0] for one in samples]
-    lately_from = at_s[-1] - LATELY_S
+    lately_at = max(1, bisect_right(at_s, at_s[-1] - LATELY_S))
+    running_at = max(1, bisect_left(at_s, running))
     # what was before is in the minutes: only what ends later is looked at again
-    begin_at = max(1, bisect_left(at_s, min(running, lately_from)))
+    begin_at = min(lately_at, running_at)
     origin = first = bisect_left(at_s, at_s[begin_at] - PANIC_S - SLACK_S, 0, begin_at - 1)
     work = [each[2] * by_prompt + each[3] * by_answer for each in samples[origin:]]
-    total = work[-1]
-    begun, lately, busy, last, since = total, 0.0, 0.0, 0.0, 0.0
+    bursts: list[float] = []
+    busy = 0.0
     for one in range(begin_at, len(at_s)):
         ends = at_s[one]
         begin = ends - PANIC_S - SLACK_S
-        while first < one - 1 and at_s[first] < begin:
+        while at_s[first] < begin and first < one - 1:
             first += 1
         span_s = ends - at_s[first]
         if span_s < PANIC_S:
             span_s = PANIC_S
-        last = (work[one - origin] - work[first - origin]) / span_s
-        if ends > lately_from:
+        bursts.append((work[one - origin] - work[first - origin]) / span_s)
+        if one >= lately_at:
             hand = (samples[one][1] - samples[first][1]) / span_s
-            lately, busy = last if last > lately else lately, hand if hand > busy else busy
-        if ends >= running:
-            since = last if last > since else since
-            before = work[one - origin - 1]
-            begun = before if before < begun else begun
-    now_needs = last * stretch
+            if hand > busy:
+                busy = hand
+    total, begun = work[-1], work[running_at - 1 - origin]
+    now_needs = bursts[-1] * stretch
     for length_s in (LATELY_S, STABLE_S):
         at = bisect_left(at_s, at_s[-1] - length_s - SLACK_S, 0, len(at_s) - 2)
         over_s = max(PANIC_S, at_s[-1] - at_s[at]) + wait_s
@@ -120,8 +119,9 @@ def needs(
         if began > oldest and (done := prefill * by_prompt + decode * by_answer) > 0.0
     ]
     if total > begun:
-        past.append((running, max(since * stretch, now_needs, (total - begun) * even), total - begun))
-    return Needs(now_needs, max(lately * stretch, now_needs), busy, tuple(past))
+        most = max(bursts[running_at - begin_at :]) * stretch
+        past.append((running, max(most, now_needs, (total - begun) * even), total - begun))
+    return Needs(now_needs, max(max(bursts[lately_at - begin_at :]) * stretch, now_needs), busy, tuple(past))
 
 
 def together(each: Sequence[Needs | None]) -> Needs | None:
