@@ -20,11 +20,11 @@ from control_plane.endpoints.minutes import KEPT_S, MINUTE_S, Minute
 LATELY_S = 20.0
 """What was needed so lately is not taken away; a start takes about so long where it takes long."""
 MOST, SWINGS = 0.6, 0.9
-"""Kept are the replicas within which so much of the last minutes' work was done, and so many times more as the minutes'
-needs have standard deviations in their mean. In time (TTFT 5 s), at replica-hours as a share of Knative's, on Azure's
-code and conversations, means of starts of 19.8 to 20.3 s: 0.6 and 0.7: 91.3 % at 76 %, 96.8 % at 81 %; 0.6 and 0.9:
-92.2 % at 80 %, 96.7 % at 82 %. Single runs: 0.6 and 1.2: code 93.2 % at 86 %; 0.75 and 0.8: code 92.3 % at 90 %; nothing
-kept: 63 % at 49 %. The best fleet of constant size, known in hindsight, makes 94.5 % at 83 % of the code."""
+"""Kept are the replicas within which so much of the last minutes' work was done, and so many times more as the
+minutes' needs have standard deviations in their mean. In time (TTFT 5 s), at replica-hours as a share of Knative's, on
+Azure's code and conversations, means of starts of 19.8 to 20.3 s: 0.6 and 0.7: 91.3 % at 76 %, 96.8 % at 81 %; 0.6 and
+0.9: 92.2 % at 80 %, 96.7 % at 82 %. Single runs: 0.6 and 1.2: code 93.2 % at 86 %; 0.75 and 0.8: code 92.3 % at 90 %;
+nothing kept: 63 % at 49 %. The best fleet of constant size, known in hindsight, makes 94.5 % at 83 % of the code."""
 SLACK_S = 0.5
 """Samples are about 2 s apart: those of a burst may be spread so much wider."""
 _BEGIN, _NEED = itemgetter(0), itemgetter(1)
