@@ -8,9 +8,9 @@ import msgspec
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from control_plane.autoscaler.bearing import KV_FULL, Bearing, Seen, corrected, measured
-from control_plane.autoscaler.policy import FRESH_S, Observation
-from control_plane.autoscaler.window import STABLE_S, together
+from control_plane.autoscaler.bearing import KV_FULL, Bearing, may_wait_s, measured
+from control_plane.autoscaler.lessons import lesson
+from control_plane.autoscaler.policy import Observation
 from control_plane.catalog.artifacts import speed_of
 from control_plane.endpoints.life import Held
 from control_plane.endpoints.memory import kv_bytes_per_token
@@ -45,23 +45,13 @@ async def of(session: AsyncSession, held: Held, spec: RevisionSpec) -> Known | N
     if row is None:
         first = measured(await speed_of(session, spec.artifact), slo, spec.concurrency)
         return None if first is None else Known(spec.artifact, device, slo, _with_kv(first, held.replicas, spec), 0.0)
-    bearing = _with_kv(Bearing(row.prefill_per_s, row.decode_per_s), held.replicas, spec)
+    bearing = _with_kv(Bearing(row.prefill_per_s, row.decode_per_s, wait_s=may_wait_s(slo)), held.replicas, spec)
     return Known(spec.artifact, device, slo, bearing, row.changed_at.timestamp())
 
 
 def news(known: Known, observed: Observation, latency: Latency | None, now: float) -> Bearing | None:
-    """What the last minute taught of it; None where it taught nothing, or was no minute to learn from: replicas came,
-    went or were lacking in it."""
-    steady = observed.starting == 0 and observed.serving == observed.desired and (observed.last_ready_at or now)
-    if latency is None or not steady or min(now - steady, now - known.changed_at) < STABLE_S:
-        return None
-    fresh = [report for report in observed.demand if now - report.reported_at <= FRESH_S]
-    rates = together([report.stable for report in fresh])
-    if rates is None or any(report.waiting for report in fresh):
-        return None
-    seen = Seen(rates, observed.serving, latency.answers, latency.ttft_p95_ms, latency.itl_p95_ms)
-    better = corrected(known.bearing, known.slo, seen)
-    return None if better == known.bearing else better
+    """What the last minute taught of it; None where it taught nothing."""
+    return lesson(known.bearing, known.slo, known.changed_at, observed, latency, now)
 
 
 async def write(session: AsyncSession, held: Held, known: Known, better: Bearing) -> None:
@@ -79,18 +69,6 @@ async def write(session: AsyncSession, held: Held, known: Known, better: Bearing
         f"By what was served, a replica within its latency bears {better} of prompts and answers, not {known.bearing}."
     )
     await record(session, endpoint.tenant_id, "endpoint", endpoint.name, "learned", reason, {"slo": known.slo.word})
-
-
-def merged(latencies: Sequence[Latency]) -> Latency | None:
-    """Of several gateways together: the worst of their percentiles."""
-    if not latencies:
-        return None
-    return Latency(
-        sum(one.answers for one in latencies),
-        max(one.over_s for one in latencies),
-        max((one.ttft_p95_ms for one in latencies if one.ttft_p95_ms is not None), default=None),
-        max((one.itl_p95_ms for one in latencies if one.itl_p95_ms is not None), default=None),
-    )
 
 
 def _with_kv(bearing: Bearing, replicas: Sequence[ReplicaTable], spec: RevisionSpec) -> Bearing:

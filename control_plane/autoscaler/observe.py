@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.autoscaler import bearings
 from control_plane.autoscaler.bearings import Known
+from control_plane.autoscaler.lessons import merged
 from control_plane.autoscaler.policy import FRESH_S, Limits, Observation
 from control_plane.autoscaler.reports import Told, demand_of
 from control_plane.db.clock import unix
@@ -48,6 +49,8 @@ async def observe(session: AsyncSession, held: Held) -> Sight:
         None if known is None else known.bearing,
     )
     now = held.now.timestamp()
+    told = [row.latency for _, row in heard if row is not None and row.latency is not None]
+    latency = merged([msgspec.convert(one, Latency) for one in told])
     worked = [row.last_work_at.timestamp() for _, row in heard if row is not None and row.last_work_at is not None]
     woken = [at.timestamp() for at in (endpoint.last_wake_at, endpoint.asked_at) if at is not None]
     observed = Observation(
@@ -60,9 +63,9 @@ async def observe(session: AsyncSession, held: Held) -> Sight:
         promised_until=unix(endpoint.promised_until),
         serving=sum(serves(life.view(replica)) for replica in held.replicas),
         raised_at=unix(endpoint.asked_at),
+        answers_per_s=0.0 if latency is None else latency.answers / max(1.0, latency.over_s),
     )
-    told = [row.latency for _, row in heard if row is not None and row.latency is not None]
-    return Sight(limits, observed, known, bearings.merged([msgspec.convert(one, Latency) for one in told]))
+    return Sight(limits, observed, known, latency)
 
 
 def has_work(observed: Observation, now: float) -> bool | None:

@@ -5,19 +5,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from control_plane.autoscaler.bearing import Bearing
+from control_plane.autoscaler.needs import needs
 from control_plane.autoscaler.policy import DOWN_SHARE, GatewayDemand, Limits
-from control_plane.autoscaler.window import PANIC_S, STABLE_S, Sample, peak, rates, together
+from control_plane.autoscaler.window import STABLE_S, mean, peak, rates, together
+from control_plane.endpoints.minutes import Kept, split
 
 
 @dataclass(frozen=True)
 class Told:
-    """The last word of one gateway; times in Unix seconds, `samples` as window.py takes them."""
+    """The last word of one gateway; times in Unix seconds, `samples` as endpoints/minutes.py keeps them."""
 
     running: int
     waiting: int
     heard_at: float
     kv_tokens: int = 0
-    samples: Sequence[Sample] = ()
+    samples: Kept = ()
 
     @property
     def is_idle(self) -> bool:
@@ -26,31 +29,36 @@ class Told:
 
 
 def demand_of(told: Sequence[Told], desired: int, limits: Limits, now: float) -> tuple[GatewayDemand, ...]:
-    """The demand of each. Rates are looked at where there is a latency to hold or there may be fewer replicas, and the
-    peak, which costs the most, only where the mean does not forbid fewer already."""
-    may_be_fewer = desired > max(1, limits.min)
-    if not may_be_fewer and limits.bears is None:
-        return tuple(GatewayDemand(one.running, one.waiting, one.heard_at, one.kv_tokens) for one in told)
-    demand = tuple(_with_rates(one, now, panic=limits.bears is not None) for one in told)
-    if not may_be_fewer or not _mean_allows_fewer(demand, desired, limits):
+    """The demand of each. With a latency to hold, all windows are looked at; without one, rates only where there may be
+    fewer replicas, and the peak, which costs the most, only where the mean does not forbid fewer already."""
+    if limits.bears is not None:
+        bears = limits.bears
+        return tuple([_with_needs(one, bears, now) for one in told])
+    plain = tuple(GatewayDemand(one.running, one.waiting, one.heard_at, one.kv_tokens) for one in told)
+    if desired <= max(1, limits.min):
+        return plain
+    kept = [split(one.samples)[1] for one in told]
+    demand = tuple(
+        replace(seen, stable=rates(samples, STABLE_S, now, is_idle=one.is_idle))
+        for seen, one, samples in zip(plain, told, kept, strict=True)
+    )
+    if not _mean_allows_fewer(demand, desired, limits):
         return demand
     return tuple(
-        replace(seen, peak=peak(one.samples, now, is_idle=one.is_idle)) for seen, one in zip(demand, told, strict=True)
+        replace(seen, peak=peak(samples, now, is_idle=one.is_idle))
+        for seen, one, samples in zip(demand, told, kept, strict=True)
     )
 
 
-def _with_rates(one: Told, now: float, *, panic: bool) -> GatewayDemand:
-    stable = rates(one.samples, STABLE_S, now, is_idle=one.is_idle)
-    lately = rates(one.samples, PANIC_S, now, is_idle=one.is_idle) if panic else None
-    return GatewayDemand(one.running, one.waiting, one.heard_at, one.kv_tokens, stable, lately)
+def _with_needs(one: Told, bears: Bearing, now: float) -> GatewayDemand:
+    minutes, samples = split(one.samples)
+    needed = needs(samples, minutes, bears, now, is_idle=one.is_idle)
+    if one.is_idle and samples and samples[-1][0] < now:
+        samples = [*samples, (now, *samples[-1][1:])]
+    minute = mean(samples, STABLE_S)
+    return GatewayDemand(one.running, one.waiting, one.heard_at, one.kv_tokens, minute, None, needed)
 
 
 def _mean_allows_fewer(demand: Sequence[GatewayDemand], desired: int, limits: Limits) -> bool:
-    known = [one.stable for one in demand if one.stable is not None]
-    mean = together(known)
-    if mean is None:
-        return False
-    busy = mean.concurrency / limits.target
-    if limits.bears is not None:
-        busy = max(busy, limits.bears.replicas(mean, sum(one.kv_tokens for one in demand)))
-    return math.ceil(busy / DOWN_SHARE) < desired
+    seen = together([one.stable for one in demand if one.stable is not None])
+    return seen is not None and math.ceil(seen.concurrency / limits.target / DOWN_SHARE) < desired

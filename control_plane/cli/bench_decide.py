@@ -18,8 +18,8 @@ def decide(
 ) -> None:
     """Measure the autoscaler's pure files on made-up endpoints, in CPU time: none is asleep, for those cost nothing.
 
-    `working`: all have work, a latency to hold, and a minute of two gateways' reports. `idle`: none has work, and each
-    is kept by a plan. `planning`: the plan itself, made once per idle time.
+    `working`: all have work, a latency to hold, and two gateways' reports of a quarter of an hour. `idle`: none has
+    work, and each is kept by a plan. `planning`: the plan itself, made once per idle time.
     """
     sizes = _sizes(endpoints)
     from control_plane.simulator.deciding import measure  # only who measures pays for it

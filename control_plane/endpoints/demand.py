@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.db.bells import ring
 from control_plane.db.clock import db_now
+from control_plane.endpoints.minutes import with_sample
 from control_plane.endpoints.tables import DemandTable, EndpointTable, GatewayTable
 from control_plane.usage import service as usage
 from data_plane.wire.routes import DemandReport, EndpointDemand
@@ -28,10 +29,6 @@ JUST_NOW_S = 1.0
 """Work that ended so recently is news: from it the idle time counts."""
 
 _log = structlog.get_logger("control_plane.demand")
-
-SAMPLE_S = 2.0
-SAMPLES_S = 60.0
-"""So long are samples kept, and so far apart: what autoscaler/window.py looks at."""
 
 
 async def note(session: AsyncSession, report: DemandReport) -> None:
@@ -77,7 +74,7 @@ def _row(
 ) -> dict[str, object]:
     idle_s = 0.0 if demand.running + demand.waiting else demand.idle_for_s
     if demand.totals is not None:
-        samples = _with(samples, [now.timestamp(), *msgspec.structs.astuple(demand.totals)])
+        samples = with_sample(samples, [now.timestamp(), *msgspec.structs.astuple(demand.totals)])
     return {
         "endpoint_id": endpoint_id,
         "gateway": gateway,
@@ -131,15 +128,6 @@ async def _known(session: AsyncSession, ids: Sequence[UUID]) -> list[UUID]:
         return []
     query = select(EndpointTable.id).where(EndpointTable.id.in_(ids), EndpointTable.deleted_at.is_(None))
     return sorted((await session.execute(query)).scalars())
-
-
-def _with(samples: list[Any], latest: list[float]) -> list[Any]:
-    """The samples with one more: the last two are one where they are close, and one stays that is older than is asked
-    for, so that a whole window always has its beginning."""
-    now = latest[0]
-    before = samples[:-1] if len(samples) > 1 and now - samples[-2][0] < SAMPLE_S else samples
-    young = next((at for at, sample in enumerate(before) if sample[0] > now - SAMPLES_S), len(before))
-    return [*before[max(0, young - 1) :], latest]
 
 
 def _ended_just_now(demand: EndpointDemand) -> bool:

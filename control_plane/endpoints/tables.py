@@ -168,7 +168,8 @@ class DemandTable(Base):
     reported_at: Mapped[datetime]
     kv_tokens: Mapped[int] = mapped_column(default=0, server_default=text("0"))
     samples: Mapped[list[Any]] = mapped_column(JSONB, default=list, server_default=text("'[]'"))
-    """Of its counters over the last minute: [Unix seconds, busy_s, prefill_tokens, decode_tokens] each."""
+    """Of its counters over the last minute: [Unix seconds, busy_s, prefill_tokens, decode_tokens] each. Before them
+    stand the minutes before that one: minutes.py."""
     latency: Mapped[dict[str, Any] | None]
     """What its last answers took: wire.routes.Latency."""
 

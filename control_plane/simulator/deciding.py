@@ -10,13 +10,13 @@ from control_plane.autoscaler.bearing import Bearing
 from control_plane.autoscaler.keepalive import History, Plan, Terms, idle_limit_s, plan
 from control_plane.autoscaler.policy import GatewayDemand, Limits, Observation, decide
 from control_plane.autoscaler.reports import Told, demand_of
-from control_plane.autoscaler.window import Sample
+from control_plane.endpoints.minutes import Kept
 
 NOW = 1_764_000_000.0
 GATEWAYS = 2
 IDLE_TIMES = 40
 TERMS = Terms(start_s=3.0, memory_bytes=800_000_000)
-LIMITS = Limits(0, 8, 300.0, 32, Bearing(4000.0, 300.0, 40_000.0))
+LIMITS = Limits(0, 8, 300.0, 32, Bearing(4000.0, 300.0, 40_000.0, 4.0))
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def measure(endpoints: int, rounds: int) -> Cost:
     )
 
 
-def _decide_working(gateways: Sequence[Sequence[Sample]]) -> int:
+def _decide_working(gateways: Sequence[Kept]) -> int:
     demand = demand_of([Told(9, 1, NOW, 900, one) for one in gateways], 3, LIMITS, NOW)
     seen = Observation(3, 0, demand, NOW, NOW - 500, NOW - 490, serving=3, raised_at=NOW - 500)
     return decide(seen, LIMITS, NOW).desired
@@ -56,13 +56,14 @@ def _decide_idle(planned: Plan) -> int:
     return decide(Observation(1, 0, demand, began, serving=1), limits, NOW).desired
 
 
-def _samples(dice: random.Random) -> list[Sample]:
-    level, samples = dice.uniform(1, 30), list[Sample]()
+def _samples(dice: random.Random) -> list[Sequence[float]]:
+    level, samples = dice.uniform(1, 30), list[Sequence[float]]()
     busy = prefill = decode = 0.0
+    minutes = [[NOW - 60 * ago, 3e5 * dice.random(), 3e4 * dice.random(), 9e3, 9e2] for ago in range(16, 1, -1)]
     for step in range(31):
         busy, prefill, decode = busy + 2 * level, prefill + dice.uniform(0, 9000), decode + dice.uniform(0, 900)
         samples.append((NOW - 60 + 2 * step, busy, prefill, decode))
-    return samples
+    return [*minutes, *samples]
 
 
 def _history(dice: random.Random) -> History:

@@ -58,6 +58,9 @@ class Endpoint:
     """Of all prompts that had their turn."""
     decoded: int = 0
     """Tokens that replicas wrote that are gone."""
+    answers: deque[tuple[float, float, float]] = field(default_factory=deque[tuple[float, float, float]])
+    """(when it ended, seconds to its first token, seconds between its tokens) of each answer with tokens; whoever reads
+    them lets go of the old ones."""
     timer: int = 0
     """Of its timers only the last one set counts."""
 

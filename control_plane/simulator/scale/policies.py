@@ -9,10 +9,9 @@ from typing import Protocol
 from control_plane.autoscaler.bearing import Bearing, measured
 from control_plane.autoscaler.habits import FRESH_S, Habits, together
 from control_plane.autoscaler.keepalive import History, Plan, Terms, idle_limit_s, plan, wake
-from control_plane.autoscaler.policy import Decision, GatewayDemand, Limits, Observation, decide
-from control_plane.autoscaler.window import PANIC_S, STABLE_S, Rates, Sample, peak, rates
-from control_plane.endpoints.slo import Slo
+from control_plane.autoscaler.policy import Decision, Limits, decide
 from control_plane.simulator.scale.fleet import GB, Endpoint
+from control_plane.simulator.scale.sampled import Sampled, slo_of
 from control_plane.simulator.scale.settings import FleetSettings
 from control_plane.simulator.scale.workload import Deployed, Trace
 
@@ -32,55 +31,10 @@ class Scaler(Protocol):
         ...
 
 
-class Sampled:
-    """What a gateway reports of one replay's endpoints: counters every two seconds, while a window may matter."""
-
-    EVERY_S = 2.0
-
-    def __init__(self, limits: Sequence[Limits]) -> None:
-        self._limits = limits
-        self._samples: dict[int, deque[Sample]] = {}
-        self._windows: dict[int, tuple[Rates | None, Rates | None, Rates | None]] = {}
-
-    def demand(self, endpoint: Endpoint, now: float) -> GatewayDemand:
-        """The report, with its windows where they are asked for: they change with each sample."""
-        number = endpoint.number
-        if not self._is_asked(endpoint):
-            self._samples.pop(number, None)
-            return GatewayDemand(endpoint.running, len(endpoint.waiting), now)
-        samples = self._samples.setdefault(number, deque())
-        if not samples or now - samples[-1][0] >= self.EVERY_S - 1e-3:
-            endpoint.account(now)
-            samples.append((now, endpoint.load_s, endpoint.prefill_tokens, endpoint.decode_tokens(now)))
-            while len(samples) > 2 and samples[1][0] <= now - STABLE_S - PANIC_S:
-                samples.popleft()
-            known, is_always = list(samples), self._is_always(endpoint)
-            self._windows[number] = (
-                rates(known, STABLE_S, now) if is_always else None,
-                rates(known, PANIC_S, now) if is_always else None,
-                peak(known, now) if endpoint.desired > 1 else None,
-            )
-        stable, panic, most = self._windows[number]
-        return GatewayDemand(endpoint.running, len(endpoint.waiting), now, stable=stable, panic=panic, peak=most)
-
-    def again(self, endpoint: Endpoint, decision: Decision) -> Decision:
-        """The decision, to be asked for again when the next sample is due."""
-        if not self._is_asked(endpoint) and decision.desired <= 1:
-            return decision
-        return replace(decision, again_s=min(decision.again_s, self.EVERY_S))
-
-    def _is_always(self, endpoint: Endpoint) -> bool:
-        return self._limits[endpoint.number].bears is not None
-
-    def _is_asked(self, endpoint: Endpoint) -> bool:
-        return endpoint.desired > 1 or (self._is_always(endpoint) and (endpoint.desired > 0 or endpoint.load > 0))
-
-
 class Constant:
     """policy.py with a constant idle time; `limits` are the endpoints', by their numbers."""
 
     def __init__(self, limits: Sequence[Limits]) -> None:
-        self._limits = limits
         self._sampled = Sampled(limits)
 
     def resumed(self, endpoint: Endpoint, now: float) -> None:
@@ -88,15 +42,13 @@ class Constant:
 
     def decide(self, endpoint: Endpoint, now: float) -> Decision:
         """As the autoscaler does."""
-        observed = _observed(endpoint, self._sampled.demand(endpoint, now))
-        return self._sampled.again(endpoint, decide(observed, self._limits[endpoint.number], now))
+        return self._sampled.again(endpoint, decide(*self._sampled.look(endpoint, now), now))
 
 
 class Ebb:
     """policy.py with the idle time of keepalive.py, and its waking ahead."""
 
     def __init__(self, limits: Sequence[Limits], epoch: float, worth: float | None = None) -> None:
-        self._limits = limits
         self._sampled = Sampled(limits)
         self._epoch = epoch
         self._worth = worth
@@ -126,9 +78,8 @@ class Ebb:
         return self._decide(endpoint, idle_limit_s(planned, began, quiet, now), now)
 
     def _decide(self, endpoint: Endpoint, idle_s: float, now: float) -> Decision:
-        observed = _observed(endpoint, self._sampled.demand(endpoint, now))
-        limits = replace(self._limits[endpoint.number], idle_s=idle_s)
-        return self._sampled.again(endpoint, decide(observed, limits, now))
+        observed, limits = self._sampled.look(endpoint, now)
+        return self._sampled.again(endpoint, decide(observed, replace(limits, idle_s=idle_s), now))
 
     def _plan(self, endpoint: Endpoint, began: float) -> Plan:
         known = self._plans.get(endpoint.number)
@@ -288,18 +239,4 @@ def _bears(settings: FleetSettings) -> Bearing | None:
         "decode_1_tps": settings.decode_per_s(1),
         "decode_8_tps": settings.decode_per_s(8),
     }
-    return measured(speed, Slo(settings.slo_ttft_s * 1000, settings.slo_itl_s * 1000), settings.concurrency)
-
-
-def _observed(endpoint: Endpoint, demand: GatewayDemand) -> Observation:
-    return Observation(
-        desired=endpoint.desired,
-        starting=len(endpoint.replicas) - endpoint.serving,
-        demand=(demand,),
-        last_work_at=endpoint.last_work_at,
-        last_wake_at=endpoint.last_wake_at,
-        last_ready_at=endpoint.last_ready_at,
-        promised_until=endpoint.promised_until,
-        serving=endpoint.serving,
-        raised_at=endpoint.last_wake_at,
-    )
+    return measured(speed, slo_of(settings), settings.concurrency)

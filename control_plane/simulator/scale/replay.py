@@ -132,6 +132,7 @@ class Replay:
             slo = replica.endpoint.settings
             in_time = job.ttft_s <= slo.slo_ttft_s and job.itl_s <= slo.slo_itl_s
             self.outcome.met += in_time
+            replica.endpoint.answers.append((now, job.ttft_s, job.itl_s))
             self._end(replica, now)
 
     def _end(self, replica: Replica, now: float) -> None:

@@ -1,5 +1,7 @@
 """What a replica bears: first by its artifact's speed, then by what was served, and what no artifact can hold."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,10 +31,10 @@ def test_what_no_request_alone_is_served_within_is_told_with_the_numbers() -> No
 def test_a_shorter_gap_between_tokens_means_fewer_rows_and_a_shorter_wait_less_load() -> None:
     borne = [measured(SPEED, Slo(itl_p95_ms=ms), 32) for ms in (10, 15, 20, 40)]
     speeds = [one.decode_per_s for one in borne if one is not None]
-    assert len(speeds) == 4 and speeds == sorted(speeds) and speeds[0] < 100.0
+    assert len(speeds) == 4 and speeds == sorted(speeds) and speeds[0] <= 100.0
     waits = [measured(SPEED, Slo(ttft_p95_ms=ms), 32) for ms in (100, 250, 500, 5000)]
     fills = [one.prefill_per_s for one in waits if one is not None]
-    assert len(fills) == 4 and fills == sorted(fills) and 800 <= fills[0] < fills[-1] <= 3400
+    assert len(fills) == 4 and fills == sorted(fills) and 800 <= fills[0] < fills[-1] <= 4000
 
 
 def test_load_is_prompts_and_answers_together_or_the_cache() -> None:
@@ -48,6 +50,9 @@ def test_a_latency_that_was_missed_under_load_lowers_it_and_more_that_was_borne_
     assert corrected(BORNE, HALF, seen(0.8, 450)) == BORNE
     assert corrected(BORNE, HALF, seen(1.5, 600)) == BORNE, "it was asked for too much, as was known"
     assert corrected(BORNE, HALF, seen(0.1, 600)) == BORNE, "not for the load's sake"
+    burst = replace(seen(0.4, 600), most=1.2)
+    assert corrected(BORNE, HALF, burst) == BORNE, "a calm minute, but a burst in it that nobody bears"
+    assert corrected(BORNE, HALF, replace(burst, most=0.9)).prefill_per_s == 500
 
 
 def test_few_answers_or_half_a_minute_teach_nothing() -> None:

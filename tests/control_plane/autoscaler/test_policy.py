@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control_plane.autoscaler.bearing import Bearing
+from control_plane.autoscaler.needs import LATELY_S, Needs
 from control_plane.autoscaler.policy import (
     CALL_OFF_S,
     DOWN_SHARE,
+    DOWN_WAITING,
     FRESH_S,
     GatewayDemand,
     Limits,
@@ -160,11 +162,18 @@ def test_min_keeps_them_and_max_zero_takes_them() -> None:
 RATES = st.one_of(
     st.none(), st.builds(Rates, st.floats(0, 300), st.floats(0, 1e5), st.floats(0, 1e5), st.floats(1, 60))
 )
+PART = st.floats(0, 40)
+NEEDS = st.one_of(
+    st.none(),
+    st.builds(
+        Needs, PART, PART, st.floats(0, 300), st.lists(st.tuples(st.just(0.0), PART, PART), max_size=4).map(tuple)
+    ),
+)
 WINDOWS = st.lists(
     st.builds(
         GatewayDemand,
         *(st.integers(0, 200), st.integers(0, 200), st.floats(NOW - 60, NOW), st.integers(0, 10**6)),
-        *(RATES, RATES, RATES),
+        *(RATES, RATES, NEEDS),
     ),
     max_size=3,
 ).map(tuple)
@@ -204,17 +213,25 @@ def test_it_shrinks_only_to_what_would_have_held_a_whole_minute(
     if not load(seen) or desired >= min(seen.desired, limits.max):
         return
     fresh = [one for one in seen.demand if NOW - one.reported_at <= FRESH_S]
-    peaks = [one.peak for one in fresh if one.peak is not None]
-    assert len(peaks) == len(fresh) and all(one.is_whole(STABLE_S) for one in peaks)
-    assert seen.raised_at is None or NOW - seen.raised_at >= STABLE_S
-    assert sum(one.concurrency for one in peaks) <= limits.target * desired * DOWN_SHARE + 1e-6
-    if bears is not None:
-        assert sum(one.prefill_per_s for one in peaks) <= bears.prefill_per_s * desired * DOWN_SHARE * (1 + 1e-9)
-        assert sum(one.kv_tokens for one in fresh) <= bears.kv_tokens * desired * DOWN_SHARE * (1 + 1e-9)
+    grown_s = NOW - (seen.raised_at or 0.0)
+    if bears is None:
+        peaks = [one.peak for one in fresh if one.peak is not None]
+        assert len(peaks) == len(fresh) and all(one.is_whole(STABLE_S) for one in peaks) and grown_s >= STABLE_S
+        assert sum(one.concurrency for one in peaks) <= limits.target * desired * DOWN_SHARE + 1e-6
+        return
+    minutes = [one.stable for one in fresh if one.stable is not None]
+    known = [one.needs for one in fresh if one.needs is not None]
+    assert len(known) == len(minutes) == len(fresh) and all(one.is_whole(STABLE_S) for one in minutes)
+    assert grown_s >= LATELY_S and sum(one.lately for one in known) <= desired + 1e-5
+    assert sum(one.busy for one in known) <= limits.target * desired * DOWN_WAITING + 1e-3
+    assert sum(one.kv_tokens for one in fresh) <= bears.kv_tokens * desired * (1 + 1e-5)
 
 
-def busy(work: Rates, running: int = 8, **changes: object) -> GatewayDemand:
-    return dataclasses.replace(GatewayDemand(running, 0, NOW, 0, work, work, work), **changes)  # type: ignore[arg-type]
+def busy(work: Rates, running: int = 8, bears: Bearing | None = None, **changes: object) -> GatewayDemand:
+    """Steady work, of which no prompt may wait."""
+    part = 0.0 if bears is None else bears.replicas(work)
+    needs = Needs(part, part, work.concurrency, ((NOW - 60, part, 60 * part),))
+    return dataclasses.replace(GatewayDemand(running, 0, NOW, 0, work, work, needs), **changes)  # type: ignore[arg-type]
 
 
 @given(st.floats(0.5, 60), st.floats(0, 5000), st.floats(0, 5000), st.integers(1, 16), st.integers(1, 20), BEARS)
@@ -223,7 +240,7 @@ def test_steady_work_settles_and_does_not_flap(
     concurrency: float, prefill: float, decode: float, begin: int, target: int, bears: Bearing | None
 ) -> None:
     limits = Limits(0, 16, 30, target, bears)
-    report = busy(Rates(concurrency, prefill, decode, 60.0), max(1, math.ceil(concurrency)))
+    report = busy(Rates(concurrency, prefill, decode, 60.0), max(1, math.ceil(concurrency)), bears)
     desired, raised_at, counts = begin, None, list[int]()
     for step in range(40):
         now = NOW + step * 30.0
@@ -242,25 +259,53 @@ BEARING = Bearing(1000.0, 100.0, 8000.0)
 
 def test_a_latency_to_hold_counts_tokens_where_requests_would_not() -> None:
     limits = Limits(0, 8, 30, 32, BEARING)
-    seen = Observation(1, 0, (busy(Rates(3.0, 1500.0, 50.0, 60.0), running=3),), NOW, serving=1, raised_at=0.0)
+    seen = Observation(1, 0, (busy(Rates(3.0, 1500.0, 50.0, 60.0), 3, BEARING),), NOW, serving=1, raised_at=0.0)
     grown = decide(seen, limits, NOW)
     assert grown.desired == 2 and "1500 tokens/s of prompts, 50 of answers" in grown.reason
     assert "one bears 1000 and 100 tokens/s" in grown.reason
     assert decide(seen, dataclasses.replace(limits, bears=None), NOW).desired == 1
-    full = dataclasses.replace(seen, demand=(busy(Rates(3.0, 10.0, 5.0, 60.0), kv_tokens=30_000),))
+    full = dataclasses.replace(seen, demand=(busy(Rates(3.0, 10.0, 5.0, 60.0), 8, BEARING, kv_tokens=30_000),))
     assert decide(full, limits, NOW).desired == 4
 
 
-def test_pending_replicas_count_and_a_burst_of_seconds_counts_where_it_is_large() -> None:
+def after(*minutes: tuple[float, float], **changes: float) -> GatewayDemand:
+    """Three requests run after minutes of (need, work), and next to nothing since."""
+    past = tuple((NOW - 60.0 * (len(minutes) - at), need, work) for at, (need, work) in enumerate(minutes))
+    needs = dataclasses.replace(Needs(0.5, 0.5, 3.0, past), **changes)
+    return GatewayDemand(3, 0, NOW, 0, Rates(3.0, 10.0, 10.0, 60.0), None, needs)
+
+
+def test_pending_replicas_count_and_a_burst_of_seconds_counts_at_once() -> None:
     limits = Limits(0, 8, 30, 32, BEARING)
-    calm, burst = Rates(2.0, 800.0, 10.0, 60.0), Rates(9.0, 2900.0, 10.0, 6.0)
-    seen = Observation(1, 0, (dataclasses.replace(busy(calm), panic=burst),), NOW, serving=1, raised_at=0.0)
-    panicked = decide(seen, limits, NOW)
-    assert panicked.desired == 3 and "lately 2900 tokens/s" in panicked.reason
+    seen = Observation(1, 0, (after(now=2.9, lately=2.9),), NOW, serving=1, raised_at=0.0)
+    assert decide(seen, limits, NOW).desired == 3
     grown = dataclasses.replace(seen, desired=3, starting=2, raised_at=NOW)
     assert decide(grown, limits, NOW).desired == 3, "they are on their way"
-    small = dataclasses.replace(seen, demand=(dataclasses.replace(busy(calm), panic=Rates(3, 1100.0, 0.0, 6.0)),))
-    assert decide(small, limits, NOW).desired == 1
+
+
+def test_what_bursts_took_is_kept_for_the_next_and_steady_work_needs_nothing_more() -> None:
+    limits = Limits(0, 8, 30, 32, BEARING)
+    swinging = Observation(1, 0, (after((1.0, 10.0), (4.0, 60.0), (0.5, 5.0)),), NOW, serving=1)
+    kept = decide(swinging, limits, NOW)
+    assert kept.desired == 6 and "took 4.0 give or take 1.5" in kept.reason
+    rare = dataclasses.replace(swinging, demand=(after((1.0, 100.0), (4.0, 60.0)),))
+    assert decide(rare, limits, NOW).desired < 3, "most came in the calm minute"
+    steady = dataclasses.replace(swinging, demand=(after((3.9, 60.0), (3.9, 70.0), (3.9, 60.0)),))
+    assert decide(steady, limits, NOW).desired == 4
+    held = dataclasses.replace(swinging, desired=8, serving=8, raised_at=NOW - LATELY_S)
+    fewer = decide(held, limits, NOW)
+    assert fewer.desired == 6 and "in the last minutes for 4.0 give or take 1.5: 6 of 8" in fewer.reason
+    assert decide(dataclasses.replace(held, raised_at=NOW - LATELY_S + 1), limits, NOW).desired == 8, "just grown"
+
+
+def test_who_waits_counts_unless_his_turn_comes_in_time() -> None:
+    limits = Limits(0, 8, 30, 4, dataclasses.replace(BEARING, wait_s=4.0))
+    queue = dataclasses.replace(after((0.5, 60.0)), running=4, waiting=12)
+    seen = Observation(1, 0, (queue,), NOW, serving=1)
+    for rate, desired in ((0.0, 4), (1.0, 3), (3.0, 1)):
+        assert decide(dataclasses.replace(seen, answers_per_s=rate), limits, NOW).desired == desired
+    unbound = dataclasses.replace(limits, bears=None)
+    assert decide(dataclasses.replace(seen, answers_per_s=9.0), unbound, NOW).desired == 4
 
 
 def test_it_shrinks_partly_while_it_works_and_while_it_idles() -> None:
@@ -279,7 +324,7 @@ def test_it_shrinks_partly_while_it_works_and_while_it_idles() -> None:
 
 def test_a_restart_neither_collapses_nor_doubles_the_fleet() -> None:
     limits = Limits(0, 8, 30, 8, BEARING)
-    before = Observation(4, 0, (busy(Rates(20.0, 3000.0, 50.0, 60.0), running=20),), NOW, serving=4, raised_at=0.0)
+    before = Observation(4, 0, (busy(Rates(20.0, 3000.0, 50.0, 60.0), 20, BEARING),), NOW, serving=4, raised_at=0.0)
     assert decide(before, limits, NOW).desired == 4
     for demand in ((), (GatewayDemand(20, 0, NOW - FRESH_S - 1),)):
         assert decide(dataclasses.replace(before, demand=demand), limits, NOW + 1).desired == 4
