@@ -32,7 +32,7 @@ Past = tuple[float, float, float]
 """(Unix seconds of a minute's beginning, replicas that it needed, replica-seconds of work in it)."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Needs:
     """In replicas. `busy` is requests in hand. Several gateways' are added: `together`."""
 

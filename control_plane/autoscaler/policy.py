@@ -41,7 +41,7 @@ class Limits:
     bears: Bearing | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class GatewayDemand:
     """The last report of one gateway on one endpoint; times in Unix seconds. The rates are those of window.py: of the
     stable window, and the most that a panic window within it had, which only counts without a latency to hold; with
@@ -56,7 +56,7 @@ class GatewayDemand:
     needs: Needs | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Observation:
     """One endpoint at one time; times in Unix seconds, None for never."""
 
@@ -86,7 +86,7 @@ class Observation:
         return self.serving == 0 and asked is not None and (ready is None or ready < asked)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Decision:
     """The number, and why, in words for an event. `again_s`: seconds after which time alone may change it."""
 
@@ -153,7 +153,7 @@ def _with_work(
     return fewer or Decision(desired, f"{running} running and {waiting} waiting requests.")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Work:
     """What the work of all gateways takes of an endpoint that has a latency to hold."""
 

@@ -12,7 +12,7 @@ from control_plane.autoscaler.window import STABLE_S, mean, peak, rates, togethe
 from control_plane.endpoints.minutes import Kept, split
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Told:
     """The last word of one gateway; times in Unix seconds, `samples` as endpoints/minutes.py keeps them."""
 

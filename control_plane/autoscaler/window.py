@@ -22,7 +22,7 @@ SLACK_S = 2.5
 _MOMENT = itemgetter(0)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Rates:
     """Mean work over `span_s` seconds: requests in hand, and tokens a second."""
 
