@@ -24,7 +24,7 @@ log = structlog.get_logger()
 TROUBLE = (aiohttp.ClientError, TimeoutError, OSError, Refused, msgspec.DecodeError)
 UNKNOWN_HERE = (404, 409)
 """The control plane forgot this node, or a later registration fenced this one off: register again."""
-LULL_S = 0.3
+LULL_S = 0.1
 """How long a report of mere progress waits for something that matters more."""
 FENCED_TIMES = 5
 FENCED_WITHIN_S = 60.0
