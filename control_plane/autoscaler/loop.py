@@ -35,7 +35,6 @@ class AutoscalerLoop:
 
     name = "autoscaler"
     topics: tuple[str, ...] = ("endpoints",)
-    is_lazy = True
     interval_s = TICK_S
 
     def __init__(self) -> None:

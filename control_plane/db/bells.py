@@ -5,7 +5,8 @@ Who waits in the process that made the change hears of it as soon as it has comm
 server: a wake rings four times before its first token.
 
 Topics in use: `keys` (API keys), `routes` (where gateways may send requests), `progress` (what else they see: how far a
-start is), `node:<id>` (a node's desired state), `placement`, `endpoints` (autoscaler), `jobs`, `events`.
+start is), `node:<id>` (a node's desired state), `placement`, `endpoints` (autoscaler), `jobs`, `events`. Those of LAZY
+are heard a little later, so that what rang them goes first.
 """
 
 import asyncio
@@ -25,8 +26,9 @@ from control_plane.db.backoff import pause_s
 CHANNEL = "ebb"
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
+LAZY = frozenset({"progress", "endpoints"})
 LAZY_S = 0.15
-"""What can wait is heard so much later, once for all that rang meanwhile: it shall not keep a wake from its work."""
+"""Heard so much later, once for all that rang meanwhile: on the way of a wake they took a third of its time."""
 PENDING, RUNG, ORIGIN = "ebb_bells", "ebb_bells_rung", "ebb_origin"
 """Where a session keeps the bells that its commit rings, those it has rung, and who it is."""
 MARK = "|"
@@ -43,6 +45,8 @@ def ring(session: AsyncSession | Session, *topics: str) -> None:
 
 @event.listens_for(Session, "before_commit")
 def _ring_pending(session: Session) -> None:
+    if session.in_nested_transaction():
+        return  # a savepoint's end is not yet the transaction's
     topics: dict[str, None] = session.info.pop(PENDING, {})
     if not topics:
         return
@@ -53,8 +57,9 @@ def _ring_pending(session: Session) -> None:
 
 @event.listens_for(Session, "after_rollback")
 def _drop_pending(session: Session) -> None:
-    session.info.pop(PENDING, None)
-    session.info.pop(RUNG, None)
+    if not session.in_nested_transaction():
+        session.info.pop(PENDING, None)
+        session.info.pop(RUNG, None)
 
 
 class Listener:
@@ -115,8 +120,7 @@ class Bells:
         self.closing = False
         self.origin = secrets.token_hex(4)
         self._database_url = database_url
-        self._listeners: dict[str, dict[Listener, bool]] = {}
-        """By topic; whether it is in no hurry."""
+        self._listeners: dict[str, set[Listener]] = {}
         self._task: asyncio.Task[None] | None = None
         self._connected = asyncio.Event()
 
@@ -140,20 +144,18 @@ class Bells:
         self._ring_all()
 
     @contextlib.contextmanager
-    def listen(self, *topics: str, lazily: tuple[str, ...] = ()) -> Generator[Listener]:
-        """Ears for `topics`, and for those that may be heard LAZY_S later. Enter it before reading the rows, so that a
-        change after the reading is heard."""
+    def listen(self, *topics: str) -> Generator[Listener]:
+        """Ears for `topics`. Enter it before reading the rows, so that a change after the reading is heard."""
         listener = Listener(self)
-        hurries = {**dict.fromkeys(lazily, True), **dict.fromkeys(topics, False)}
-        for topic, is_lazy in hurries.items():
-            self._listeners.setdefault(topic, {})[listener] = is_lazy
+        for topic in topics:
+            self._listeners.setdefault(topic, set()).add(listener)
         try:
             yield listener
         finally:
             listener.close()
-            for topic in hurries:
+            for topic in topics:
                 ears = self._listeners[topic]
-                ears.pop(listener, None)
+                ears.discard(listener)
                 if not ears:
                     del self._listeners[topic]
 
@@ -164,8 +166,8 @@ class Bells:
 
     def rung(self, topic: str) -> None:
         """A bell was heard: wakes the listeners of its topic."""
-        for listener, is_lazy in self._listeners.get(topic, {}).items():
-            listener.ring_later() if is_lazy else listener.ring()
+        for listener in self._listeners.get(topic, ()):
+            listener.ring_later() if topic in LAZY else listener.ring()
 
     def rung_here(self, topics: Iterable[str]) -> None:
         """A transaction of this process has committed that rang `topics`."""

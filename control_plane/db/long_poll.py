@@ -34,13 +34,11 @@ async def until_changed(
     *,
     version: str,
     wait_s: float,
-    lazily: tuple[str, ...] = (),
 ) -> State:
-    """What `read` gives, once its version is not `version`; after `wait_s` seconds, or on shutdown, what there is.
-    `lazily`: topics that are no reason to look at once."""
+    """What `read` gives, once its version is not `version`; after `wait_s` seconds, or on shutdown, what there is."""
     clock = asyncio.get_running_loop().time
     until = clock() + wait_s
-    with bells.listen(*topics, lazily=lazily) as listener:
+    with bells.listen(*topics) as listener:
         while True:
             async with database.transaction() as session:
                 state = await read(session)

@@ -66,11 +66,6 @@ class Loop(Protocol):
         ...
 
     @property
-    def is_lazy(self) -> bool:
-        """Whether a bell may be heard a little later, so that what rang it goes first."""
-        ...
-
-    @property
     def interval_s(self) -> float:
         """Longest time between two ticks."""
         ...
@@ -195,8 +190,7 @@ class Leader:
 
     async def _loop(self, loop: Loop, leadership: Leadership) -> None:
         failures = 0
-        now, later = ((), loop.topics) if loop.is_lazy else (loop.topics, ())
-        with self._bells.listen(*now, lazily=later) as listener:
+        with self._bells.listen(*loop.topics) as listener:
             while not listener.closing:
                 try:
                     sooner_s = await loop.tick(leadership)

@@ -40,7 +40,6 @@ class DispatchLoop:
 
     name = "dispatch"
     topics: tuple[str, ...] = ()
-    is_lazy = False
 
     def __init__(self, terms: LeaseTerms, *, grace_s: float | None = None) -> None:
         self._silence_s = terms.silence_s

@@ -30,8 +30,8 @@ class GatewaysController(Controller):
         wait: Annotated[float, QueryParameter(ge=0, le=LONGEST_WAIT_S)] = 20.0,
     ) -> GatewayState:
         """As soon as its version is not `version`, or the same again after `wait` seconds."""
-        read, now, soon = routes.gateway_state, ("routes", "keys"), ("progress",)
-        return await until_changed(database, bells, now, read, version=version, wait_s=wait, lazily=soon)
+        topics = ("routes", "progress", "keys")
+        return await until_changed(database, bells, topics, routes.gateway_state, version=version, wait_s=wait)
 
     @post("/gateway/demand", opt=NODE, status_code=204, summary="The work a gateway sees")
     async def demand(self, session: RequestSession, data: JSONBody[DemandReport]) -> None:

@@ -10,17 +10,14 @@ from control_plane.db.clock import unix
 from control_plane.endpoints import demand, life, service
 from control_plane.endpoints.specs import RevisionSpec
 from control_plane.endpoints.states import is_coming, serves, waking_phase
-from control_plane.endpoints.tables import EndpointTable, ReplicaTable, RevisionTable
+from control_plane.endpoints.tables import CURRENT_REVISION, EndpointTable, ReplicaTable, RevisionTable
 from control_plane.tenants.service import key_records
 from data_plane.wire.keys import KeyRecord
 from data_plane.wire.routes import CAPACITY, EndpointRoute, EndpointState, GatewayState, ReplicaRoute
 
 _ENDPOINTS = (
     select(EndpointTable, RevisionTable.spec, func.clock_timestamp(), demand.gateways())
-    .join(
-        RevisionTable,
-        (RevisionTable.endpoint_id == EndpointTable.id) & (RevisionTable.number == EndpointTable.revision),
-    )
+    .join(RevisionTable, CURRENT_REVISION)
     .where(EndpointTable.deleted_at.is_(None))
     .order_by(EndpointTable.id)
 )

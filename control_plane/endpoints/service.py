@@ -24,7 +24,7 @@ from control_plane.endpoints.schemas import NewEndpoint, Scale
 from control_plane.endpoints.slo import Slo, unmet
 from control_plane.endpoints.specs import RevisionSpec
 from control_plane.endpoints.states import ENDED, is_coming, waking_phase
-from control_plane.endpoints.tables import EndpointTable, KeepaliveTable, ReplicaTable, RevisionTable
+from control_plane.endpoints.tables import CURRENT_REVISION, EndpointTable, KeepaliveTable, ReplicaTable, RevisionTable
 from control_plane.errors import Conflict, Invalid, Missing
 from control_plane.events.service import record
 from data_plane.wire.names import NAME_RULE, is_name
@@ -197,10 +197,7 @@ async def specs(session: AsyncSession, rows: list[EndpointTable]) -> dict[UUID, 
     """The spec of each endpoint's current revision."""
     query = (
         select(EndpointTable.id, RevisionTable.spec)
-        .join(
-            RevisionTable,
-            (RevisionTable.endpoint_id == EndpointTable.id) & (RevisionTable.number == EndpointTable.revision),
-        )
+        .join(RevisionTable, CURRENT_REVISION)
         .where(EndpointTable.id.in_([row.id for row in rows]))
     )
     return {endpoint_id: spec for endpoint_id, spec in (await session.execute(query))}

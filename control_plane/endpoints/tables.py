@@ -211,3 +211,7 @@ class BearingTable(Base):
     source: Mapped[str]
     """measured (when the artifact was made) or learned (from what was served)."""
     changed_at: Mapped[datetime]
+
+
+CURRENT_REVISION = (RevisionTable.endpoint_id == EndpointTable.id) & (RevisionTable.number == EndpointTable.revision)
+"""What joins an endpoint with the revision that it serves."""

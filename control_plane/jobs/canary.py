@@ -33,7 +33,6 @@ class CanaryLoop:
 
     name = "canary"
     topics: tuple[str, ...] = ()
-    is_lazy = False
 
     def __init__(
         self,

@@ -59,7 +59,6 @@ class JobsLoop:
 
     name = "jobs"
     topics = ("jobs",)
-    is_lazy = False
     interval_s = 5.0
 
     def __init__(self, publisher: Publisher, sender: Sender | None = None) -> None:

@@ -22,7 +22,6 @@ class PlacementLoop:
 
     name = "placement"
     topics: tuple[str, ...] = ("placement",)
-    is_lazy = False
     interval_s = TICK_S
 
     async def tick(self, leadership: Leadership) -> float | None:

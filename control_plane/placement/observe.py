@@ -18,7 +18,14 @@ from control_plane.endpoints import life, measured
 from control_plane.endpoints.service import alive_replicas
 from control_plane.endpoints.specs import RevisionSpec
 from control_plane.endpoints.states import ENDED, PROVEN_S, is_coming, serves
-from control_plane.endpoints.tables import DemandTable, EndpointTable, GatewayTable, ReplicaTable, RevisionTable
+from control_plane.endpoints.tables import (
+    CURRENT_REVISION,
+    DemandTable,
+    EndpointTable,
+    GatewayTable,
+    ReplicaTable,
+    RevisionTable,
+)
 from control_plane.nodes.service import everyone
 from control_plane.nodes.tables import NodeTable
 from control_plane.placement.eviction import Resident, Standing, arrivals_per_s
@@ -81,10 +88,7 @@ _ASKEW = (
 )
 _ENDPOINTS = (
     select(EndpointTable, RevisionTable.spec, func.clock_timestamp())
-    .join(
-        RevisionTable,
-        (RevisionTable.endpoint_id == EndpointTable.id) & (RevisionTable.number == EndpointTable.revision),
-    )
+    .join(RevisionTable, CURRENT_REVISION)
     .where(EndpointTable.id.in_(bindparam("ids", expanding=True)))
 )
 _THERE = (

@@ -15,7 +15,6 @@ class UsageLoop:
 
     name = "usage"
     topics: tuple[str, ...] = ()
-    is_lazy = False
     interval_s = EVERY_S
 
     def __init__(self, days: int, *, most: int = MOST) -> None:

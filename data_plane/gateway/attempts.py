@@ -132,12 +132,12 @@ class Attempts:
         try:
             try:
                 upstream = await self._open(call, replica)
-            except BaseException as error:
+            except BaseException as error:  # a cancellation too: it may be the watch's own, who then says so
                 watch.end(error)
                 raise
         except (ReplicaSilent, RunnerUnusable) as error:
             lost: Exception = error
-        except BaseException:
+        except BaseException:  # whatever it was, the place is free
             lease.give_back()
             raise
         else:

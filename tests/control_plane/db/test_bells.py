@@ -6,7 +6,7 @@ import time
 import psycopg
 import pytest
 
-from control_plane.db.bells import Bells, ring
+from control_plane.db.bells import LAZY_S, Bells, ring
 from control_plane.db.session import Database
 
 
@@ -74,3 +74,42 @@ async def test_stopping_wakes_those_who_wait(database_url: str) -> None:
         await bells.stop()
         assert await asyncio.wait_for(waiting, 2) and listener.closing
         assert await listener.wait(30)
+
+
+async def test_who_waits_where_it_was_rung_hears_it_at_once_and_once(database: Database, bells: Bells) -> None:
+    here = Database(database.url, rung=bells.rung_here, origin=bells.origin)
+    try:
+        with bells.listen("routes") as listener:
+            async with here.transaction() as session:
+                ring(session, "routes")
+            assert listener.take(), "before the server can have said so"
+            assert not await listener.wait(0.3), "what the server says of it is no news"
+            async with database.transaction() as session:
+                ring(session, "routes")
+            assert await listener.wait(5), "that of others is"
+    finally:
+        await here.close()
+
+
+async def test_what_is_in_no_hurry_is_heard_later_and_once(bells: Bells) -> None:
+    with bells.listen("progress", "routes") as listener:
+        bells.rung("progress")
+        bells.rung("progress")
+        assert not listener.take()
+        bells.rung("routes")
+        assert listener.take(), "the others are not kept waiting by it"
+        assert await listener.wait(5)
+        assert not await listener.wait(2 * LAZY_S)
+
+
+async def test_a_savepoint_that_is_given_up_takes_no_bell_along(database: Database, bells: Bells) -> None:
+    with bells.listen("routes") as listener:
+        async with database.transaction() as session:
+            ring(session, "routes")
+            with pytest.raises(RuntimeError):
+                async with session.begin_nested():
+                    raise RuntimeError
+            async with session.begin_nested():
+                pass
+            assert not await listener.wait(0.2)
+        assert await listener.wait(5)

@@ -68,7 +68,6 @@ class Counter:
 
     name = "counter"
     topics = ("count",)
-    is_lazy = False
     interval_s = 60.0
 
     def __init__(self, *, fail: int = 0) -> None:

@@ -36,7 +36,6 @@ class Writer:
 
     name = "writer"
     topics: tuple[str, ...] = ()
-    is_lazy = False
     interval_s = 60.0
 
     def __init__(self, holder: str, linger_s: float = 0.0) -> None:
