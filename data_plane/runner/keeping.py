@@ -20,6 +20,8 @@ from data_plane.wire.fleet import SnapshotSpec
 log = structlog.get_logger()
 
 EVERY_S = 60.0
+CLOSE_S = 10.0
+"""For what is being written as the runner ends; an engine that failed answers nobody."""
 AGAIN = 1.5
 """Uses of a block that more than one request had a use for, be it some time ago."""
 
@@ -34,6 +36,7 @@ class Keeping:
         self._most = spec.most_bytes // executor.block_bytes
         self._lock = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
         self.snapshot = open_snapshot(self._path, self._form, executor.block_bytes)
 
     @property
@@ -60,18 +63,26 @@ class Keeping:
             except OSError as error:
                 log.warning("snapshot.unwritten", path=str(self._path), error=str(error))
 
-    def close(self) -> None:
-        """No more is written now and then."""
+    async def close(self) -> None:
+        """No more is written now and then, and the blocks of what was being written are let go. Before the engine's."""
+        self._closing.set()
         if self._task is not None:
+            await asyncio.wait([self._task], timeout=CLOSE_S)
             self._task.cancel()
 
     async def _live(self, engine: EngineLoop) -> None:
         steps = -1
-        while True:
-            await asyncio.sleep(EVERY_S)
+        while not await self._closes_within(EVERY_S):
             if engine.stats.steps != steps and not engine.in_flight:
                 steps = engine.stats.steps
                 await self.save(engine, only_reused=True)
+
+    async def _closes_within(self, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self._closing.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
 
     async def _save(self, engine: EngineLoop, *, only_reused: bool) -> None:
         found = await engine.do(lambda held: held.hold_hottest(self._most))

@@ -87,7 +87,7 @@ class Runner:
         finally:
             await site.cleanup()
             if self._keeping is not None:
-                self._keeping.close()
+                await self._keeping.close()
             if self.service.model is not None:
                 self.service.model.engine.close()
                 self.service.model.pool.shutdown(wait=False, cancel_futures=True)

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -191,7 +193,28 @@ async def test_now_and_then_what_is_used_again_is_written(tmp_path: Path, monkey
         assert not path.exists()
         assert await ask(fake) > 32
         await until(path.exists)
-        keeping.close()
+        await keeping.close()
+
+
+async def test_who_ends_waits_for_what_is_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "e.kv"
+    monkeypatch.setattr("data_plane.runner.keeping.EVERY_S", 0.02)
+    async with fake_runner() as fake:
+        copying, keeping = await attach(fake, SnapshotSpec(str(path), 64 * 100))
+        copies = threading.Event()
+
+        def copy_slowly(block: int) -> bytes:
+            copies.set()
+            time.sleep(0.02)
+            return copying.copy_out(block)
+
+        fake.executor.copy_out = copy_slowly  # pyright: ignore[reportAttributeAccessIssue]
+        await ask(fake)
+        await ask(fake)
+        keeping.start(fake.model.engine)
+        await until(copies.is_set)
+        await keeping.close()
+        assert path.exists(), "and its blocks are held by nobody: the books are checked now"
 
 
 async def test_a_disk_that_takes_nothing_stops_nobody(tmp_path: Path) -> None:
