@@ -40,7 +40,7 @@ def run() -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
         return say(row, position)
 
-    def load(spec: RunnerSpec, on_phase: Callable[[str], None]) -> tuple[Executor, EngineConfig]:
+    def load(spec: RunnerSpec, on_phase: Callable[[str], None], ahead: object = None) -> tuple[Executor, EngineConfig]:
         hooks: dict[str, Any] = json.loads((Path(spec.artifact_dir) / "fake.json").read_text())
         executor.choose, executor.step_delay_s = choose, hooks.get("step_s", 0.0)
         main.MOVE_S = hooks.get("move_s", main.MOVE_S)
