@@ -111,7 +111,7 @@ def decide(observed: Observation, limits: Limits, now: float) -> Decision:
         return Decision(kept, "No gateway reports: what is stays.")
     quiet_s = _quiet_s(observed, now)
     if observed.is_waking:
-        return _waking(kept, observed, limits, quiet_s, now)
+        return _waking(kept, fresh, observed, limits, quiet_s, now)
     if quiet_s < limits.idle_s:
         fewer = _fewer(kept, fresh, _work(fresh, limits), observed, limits, now)
         idle = Decision(kept, f"Idle for {quiet_s:.1f} s of {limits.idle_s:g} s.", limits.idle_s - quiet_s)
@@ -119,8 +119,13 @@ def decide(observed: Observation, limits: Limits, now: float) -> Decision:
     return Decision(limits.min, f"No work for {limits.idle_s:g} s.")
 
 
-def _waking(kept: int, observed: Observation, limits: Limits, quiet_s: float, now: float) -> Decision:
-    """A start is called off soon after the last one has gone who waited for it."""
+def _waking(
+    kept: int, fresh: Sequence[GatewayDemand], observed: Observation, limits: Limits, quiet_s: float, now: float
+) -> Decision:
+    """A start is called off soon after the last one has gone who waited for it. Not by what gateways reported before it
+    was asked for: a control plane that is killed just then has not heard yet who waits."""
+    if min(report.reported_at for report in fresh) < (observed.last_wake_at or 0.0):
+        return Decision(kept, "A gateway has not reported since the start was asked for: what is stays.")
     promised_s = 0.0 if observed.promised_until is None else observed.promised_until - now
     left_s = max(CALL_OFF_S - quiet_s, promised_s)
     if left_s > 0:

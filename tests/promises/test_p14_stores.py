@@ -162,7 +162,7 @@ def test_f24_control_plane_killed_during_a_cold_start(stocked: Platform, phase: 
     assert [answer.status_code for answer in answers] == [200] * 3, [answer.text for answer in answers]
     replicas = stocked.replicas(name, all=True)
     logs = [one for one in replicas if (stocked.home / "logs" / f"replica-{one['id']}.log").exists()]
-    assert len(replicas) == len(logs) == 1, "it was started once"
+    assert len(replicas) == len(logs) == 1, f"not started once: {replicas} {stocked.ebb('explain', name)}"
     wait_for("the new control plane to know it is ready", lambda: stocked.replicas(name)[0]["status"] == "ready", 20)
     print(f"F24: killed at '{phase}': 3 of 3 held requests 200, {len(logs)} start")
     stocked.ebb("rm", name)

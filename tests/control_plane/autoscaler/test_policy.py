@@ -13,6 +13,7 @@ from control_plane.autoscaler.policy import (
     DOWN_SHARE,
     DOWN_WAITING,
     FRESH_S,
+    Decision,
     GatewayDemand,
     Limits,
     Observation,
@@ -138,6 +139,18 @@ def test_what_replaces_a_lost_replica_is_no_start_that_somebody_waits_for() -> N
     lost = waking(last_wake_at=NOW - 99, last_ready_at=NOW - 90, last_work_at=NOW - 29)
     assert decide(lost, ONE, NOW).desired == 1
     assert decide(dataclasses.replace(lost, last_work_at=NOW - 30), ONE, NOW).reason == "No work for 30 s."
+
+
+def test_what_was_reported_before_a_start_was_asked_for_calls_nothing_off() -> None:
+    """The control plane was killed between the wake and the report of who waits for it (F24)."""
+    limits = Limits(0, 1, 30.0, 4)
+    before, after = GatewayDemand(0, 0, NOW - 8), GatewayDemand(0, 0, NOW - 1)
+    asked = dataclasses.replace(waking(last_wake_at=NOW - 7, last_work_at=NOW - 300), demand=(after, before))
+    assert decide(asked, limits, NOW) == Decision(
+        1, "A gateway has not reported since the start was asked for: what is stays."
+    )
+    assert decide(dataclasses.replace(asked, demand=(after, after)), limits, NOW).desired == 0
+    assert decide(asked, limits, NOW + 5).desired == 0, "that one is not heard any more, and the other has nobody"
 
 
 def test_growing_is_not_called_off_but_idles() -> None:
