@@ -5,7 +5,6 @@ one token for each request that decodes, the rest of `step_tokens` for the promp
 decoding requests' tokens. Between two events both rates are constant, so that nothing is simulated step by step.
 """
 
-from collections import deque
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import inf
@@ -13,6 +12,7 @@ from math import inf
 from control_plane.simulator.cache import BlockCache
 from control_plane.simulator.settings import ReplicaSettings
 from control_plane.simulator.workload import Request
+from data_plane.engine.waiting import TURNS, WINDOW
 from data_plane.router.loads import Report
 
 _LITTLE = 1e-6
@@ -61,7 +61,8 @@ class Replica:
         self._settings = settings
         self._block_tokens = block_tokens
         self._journal = _Journal()
-        self._waiting: deque[Job] = deque()
+        self._waiting: list[Job] = []
+        self._turn = 0
         self._waiting_tokens = 0
         self._prefilling: Job | None = None
         self._left = 0.0
@@ -134,14 +135,21 @@ class Replica:
         return (settings.step_tokens - decoding) / settings.full_step_s, 1.0 / settings.full_step_s
 
     def _begin(self) -> None:
-        """Start on the oldest prompt that waits, where the batch has a place for it."""
+        """Start on a prompt that waits, in the engine's order, where the batch has a place for it."""
         if self._prefilling is not None or not self._waiting or len(self._decoding) >= self._settings.batch:
             return
-        job = self._waiting.popleft()
+        job = self._waiting.pop(self._next())
         self._waiting_tokens -= job.expected_tokens
         job.matched_blocks = self.cache.match(job.request.chain)
         job.computed_tokens = max(1, job.request.prompt_tokens - job.matched_blocks * self._block_tokens)
         self._prefilling, self._left = job, float(job.computed_tokens)
+
+    def _next(self) -> int:
+        """Whose turn it is, as data_plane/engine/waiting.py has it for requests of one tenant and priority."""
+        self._turn = (self._turn + 1) % TURNS
+        if self._turn == 0:
+            return 0
+        return min(range(min(WINDOW, len(self._waiting))), key=lambda at: self._waiting[at].expected_tokens)
 
     def _first_token(self, job: Job, now: float) -> Job:
         self._prefilling, self._left = None, 0.0

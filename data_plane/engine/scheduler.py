@@ -65,11 +65,11 @@ class Scheduler:
         """Queues a request that fits the limits of the configuration."""
         self._plan = None
         self.requests[request.request_id] = request
-        self.waiting.push(request)
         found = [] if request.wants_prompt_logprobs else self.cache.match(request.chain)
         # those before it in the queue would otherwise take what it was sent here for: it is the oldest that is free
         self.pool.touch(found)
         self._owe(request, request.num_prompt - len(found) * self.pool.block_size)
+        self.waiting.push(request)
 
     def remove(self, request: Request) -> None:
         """Takes a request out, wherever it is, and frees its blocks. What a running batch gives for it is dropped.
@@ -80,13 +80,13 @@ class Scheduler:
             # who waits may have its place in the very next batch
             self._plan = None
         del self.requests[request.request_id]
-        self._owe(request, 0)
-        self.ledger.close(request.account)
         if request.is_running:
             self.running.remove(request)
             self._release(request)
         else:
             self.waiting.remove(request)
+        self._owe(request, 0)
+        self.ledger.close(request.account)
 
     def _owe(self, request: Request, num_tokens: int) -> None:
         """So many tokens of its prompt are to be computed; a request that waits counts those not cached when it came.

@@ -1,4 +1,4 @@
-"""Who is served next: by priority, among equals the tenant that got least, and of each tenant the oldest request.
+"""Who is served next: by priority, among equals the tenant that got least, of each tenant the least to compute.
 
 Knows nothing of blocks or budgets. Fairness is the virtual token counter of Sheng et al., 2024 ("Fairness in Serving
 Large Language Models"): what counts is the tokens computed for a tenant, and one that comes back from idling starts
@@ -6,12 +6,17 @@ level with the least served of those that are here, so nobody saves up.
 """
 
 from bisect import insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from data_plane.engine.request import Account, Request
 
 TURNS = 8
 """One admission in so many goes to the oldest request, whatever its priority: so nothing waits for ever."""
+WINDOW = 16
+"""So many of a tenant's oldest requests are compared. A conversation that goes on, most of it cached, need not wait for
+a new one of many thousand tokens. Mean time to the first token by windows of 1 (the oldest first), 4, 16 and 64, each
+at 70 % of saturation: coding agents on 4 replicas of 3,000 blocks 92, 66, 49 and 49 s (p99 387, 697, 573 and 573 s: who
+is long waits), on 8 of 10,000 5.3, 4.7, 4.9 and 4.8 s; conversations on 8 of 10,000 6.3, 6.1, 6.1 and 6.1 s."""
 
 
 def order(request: Request) -> tuple[float, int, int]:
@@ -58,10 +63,12 @@ class Ledger:
 
 
 class WaitingQueue:
-    """Lanes of requests, one for each priority and tenant, each by arrival."""
+    """Lanes of requests, one for each priority and tenant, each by arrival. While one is here, its `num_owed` stays."""
 
     def __init__(self) -> None:
         self._lanes: dict[tuple[float, str], list[Request]] = {}
+        self._next: dict[tuple[float, str], Request] = {}
+        """Of each lane."""
         self._turn = 0
         self._size = 0
 
@@ -73,32 +80,34 @@ class WaitingQueue:
 
     def push(self, request: Request) -> None:
         """A new request, or one that was preempted and keeps the place its arrival gives it."""
-        lane = self._lanes.setdefault((request.rank[0], request.tenant), [])
+        key = (request.rank[0], request.tenant)
+        lane = self._lanes.setdefault(key, [])
         insort(lane, request, key=lambda other: other.arrival)
+        self._next[key] = _least(lane)
         self._size += 1
 
     def remove(self, request: Request) -> None:
         """Takes a request out that waits here."""
         key = (request.rank[0], request.tenant)
         self._lanes[key].remove(request)
-        if not self._lanes[key]:
-            del self._lanes[key]
+        if self._lanes[key]:
+            self._next[key] = _least(self._lanes[key])
+        else:
+            del self._lanes[key], self._next[key]
         self._size -= 1
 
     @property
     def head(self) -> Request:
         """Who is next; it stays next until it is taken, unless one that goes before it comes. IndexError if none."""
-        heads = [lane[0] for lane in self._lanes.values()]
-        if len(heads) == 1:
-            return heads[0]
         if self._turn == TURNS - 1:
-            return min(heads, key=lambda request: request.arrival)
-        return min(heads, key=order)
+            return min((lane[0] for lane in self._lanes.values()), key=lambda request: request.arrival)
+        return min(self._next.values(), key=order)
 
     def pop(self) -> Request:
         """Takes the head out."""
         request = self.head
-        is_overtaken = request is not min((lane[0] for lane in self._lanes.values()), key=order)
+        usual = min(self._next.values(), key=order)
+        is_overtaken = (usual.rank[0], usual.tenant) != (request.rank[0], request.tenant)
         self.remove(request)
         if self._turn == TURNS - 1 and (is_overtaken or request.num_preemptions):
             request.promote()
@@ -110,4 +119,9 @@ class WaitingQueue:
         for key, lane in self._lanes.items():
             order = [request.arrival for request in lane]
             assert order and order == sorted(order), f"lane {key} is out of its order of arrival: {order}"
+            assert self._next[key] is _least(lane), f"the next of lane {key} is not the least of it"
         assert self._size == sum(map(len, self._lanes.values())), f"{self._size} requests are counted as waiting"
+
+
+def _least(lane: Sequence[Request]) -> Request:
+    return min(lane[:WINDOW], key=lambda request: (request.num_owed, request.arrival))

@@ -75,7 +75,7 @@ def test_what_a_waiting_request_will_find_outlasts_those_before_it() -> None:
     for name, prompt in (("a", known), ("b", other)):
         ask(engine, name, prompt, max_tokens=1)
     wanted = SamplingParams(max_tokens=1, seed=1, ignore_eos=True)
-    engine.add("c", new, wanted)
+    engine.add("c", new, wanted, priority=-1)
     outputs = ask(engine, "d", known, max_tokens=1)
     # "c" took two blank blocks and three of what was there: not of "d", which was the oldest until it was asked for
     assert [output.start.cached_tokens for output in outputs if output.start is not None] == [0, 16]

@@ -1,11 +1,11 @@
-"""The order of the queue: priorities, tenants' shares, arrival, and the turn of the oldest."""
+"""The order of the queue: priorities, tenants' shares, what is to be computed, and the turn of the oldest."""
 
 from dataclasses import replace
 
 from data_plane.engine.config import EngineConfig
 from data_plane.engine.engine import Engine
 from data_plane.engine.sampling import SamplingParams
-from data_plane.engine.waiting import TURNS, Ledger
+from data_plane.engine.waiting import TURNS, WINDOW, Ledger
 from tests.fakes.executor import FakeExecutor
 
 PARAMS = SamplingParams(max_tokens=4, seed=1, ignore_eos=True)
@@ -38,6 +38,27 @@ def test_every_eighth_turn_is_the_oldests() -> None:
     for at in range(20):
         engine.add(f"{at}", [1, 2], PARAMS)
     assert order(engine).index("patient") == TURNS - 1
+
+
+def test_of_one_tenant_who_has_least_to_compute_goes_first_and_by_turns_the_oldest() -> None:
+    engine = engine_of()
+    engine.add("cached", list(range(40)), PARAMS)
+    engine.step()
+    engine.add("long", list(range(100, 124)), PARAMS)
+    for at in range(TURNS):
+        engine.add(f"short{at}", [50 + at, 60 + at], PARAMS)
+    engine.add("next", [*range(40), 99], PARAMS)
+    seen = order(engine)
+    assert seen.index("long") == TURNS - 1
+    assert seen[1:3] == ["next", "short0"], "what is cached already counts as done"
+
+
+def test_only_so_many_of_the_oldest_are_compared() -> None:
+    engine = engine_of()
+    for at in range(WINDOW + 1):
+        engine.add(f"long{at}", [at] * 8, PARAMS)
+    engine.add("short", [99], PARAMS)
+    assert order(engine).index("short") == 2, "it is among the oldest as soon as two have gone"
 
 
 def test_a_flood_of_one_tenant_does_not_drown_another() -> None:
