@@ -58,6 +58,8 @@ class RunnerSettings:
     """How often the status of a replica that is about to change is looked at."""
     snapshot_bytes: int = 64 << 20
     """Of its KV cache a runner keeps so much in a file for the next one of its endpoint; 0: nothing."""
+    forks: bool = False
+    """Whether `command` takes `--template` (`data_plane/runner/standby.py`): then those that wait are forks of one."""
     snapshots_bytes: int = 1 << 30
     """All these files together."""
 

@@ -136,6 +136,7 @@ def _runner_settings(
         drain_s=options.drain_s,
         grace_s=options.grace_s,
         standby=options.standby,
+        forks=sys.platform == "linux" and tuple(shlex.split(options.runner_command)) == defaults.command,
         snapshot_bytes=limits[0],
         snapshots_bytes=limits[1],
     )

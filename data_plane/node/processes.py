@@ -6,15 +6,21 @@ process started; unlike a creation time it does not move when the clock is set.
 
 import asyncio
 import contextlib
+import ctypes
 import functools
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
 PROC = Path("/proc")
+WAIT_POLL_S = 0.01
+PR_SET_CHILD_SUBREAPER = 36
+"""linux/prctl.h."""
 BLIND_POLL_S = 0.5
 """How often a process is looked at where the system has no pidfd."""
 
@@ -89,13 +95,68 @@ def kill_group(pid: int, expected: str) -> bool:
     return True
 
 
+class Child(Protocol):
+    """What is used of `subprocess.Popen`."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def kill(self) -> None: ...
+
+
+class Forked:
+    """A child of this process that it has not started: its parent's end made it ours (`take_orphans`)."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs. It is reaped."""
+        if self.returncode is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                self.returncode = 0  # somebody else has reaped it: as subprocess has it
+            else:
+                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, once it has ended. subprocess.TimeoutExpired after `timeout` seconds."""
+        ends = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if ends is not None and time.monotonic() > ends:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
+            time.sleep(WAIT_POLL_S)
+        return code
+
+    def kill(self) -> None:
+        """SIGKILL, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def take_orphans() -> bool:
+    """From now on a process whose parent ends becomes a child of this one, where this one has started the first of
+    them. False where the system has no such thing."""
+    try:
+        return ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    except (OSError, AttributeError):
+        return False  # not Linux
+
+
 class ExitWatch:
     """Wakes its owner when a process ends, or when `nudge` is called. Costs nothing while it waits.
 
     `child` is given where the process is our own: then `close` reaps it and `code` is its exit status.
     """
 
-    def __init__(self, pid: int, expected: str, child: subprocess.Popen[bytes] | None) -> None:
+    def __init__(self, pid: int, expected: str, child: Child | None) -> None:
         self.code: int | None = None
         self._pid = pid
         self._identity = expected

@@ -6,7 +6,6 @@ file looked at. Knows nothing of the control plane, nor of other replicas.
 
 import asyncio
 import contextlib
-import subprocess
 import time
 from collections.abc import Awaitable, Callable
 from typing import Literal, Protocol
@@ -88,7 +87,7 @@ class RunnerProcess:
 
     def watch(
         self,
-        child: subprocess.Popen[bytes] | None,
+        child: processes.Child | None,
         check: Awaitable[StartFailure | None] | None = None,
         mend: Callable[[], bool] | None = None,
     ) -> None:

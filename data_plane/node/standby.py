@@ -1,7 +1,8 @@
 """Keeps runners in waiting: processes that have imported everything and become a replica's runner when claimed.
 
-Each is started at the lowest priority, when no replica is starting, and speaks through a socket pair that only the two
-have. Without an agent it ends by itself. Knows nothing of artifacts or replicas' lives.
+Each speaks through a socket pair that only the two have; without an agent it ends by itself. Where that can be they are
+forks of one template, made within milliseconds, if need be when they are claimed. Else each imports for itself, at the
+lowest priority and when no replica is starting. Knows nothing of artifacts or replicas' lives.
 """
 
 import asyncio
@@ -19,16 +20,17 @@ import structlog
 
 from data_plane.node import launch, processes
 from data_plane.node.records import NodePaths, Record, save
+from data_plane.node.template import READY, Template, end
 from data_plane.wire.fleet import Assignment, RunnerStatus
 
 log = structlog.get_logger()
-READY = b"ready\n"
 FLAG = "--standby"
 REST_S = 1.0
 """From a claim, or the agent's own start, to the start of the next: what was just claimed shall have the machine."""
+FORK_REST_S = 0.2
+"""The same where it is a fork."""
 LOOK_S = 0.5
 LONGEST_BACKOFF_S = 60.0
-END_S = 2.0
 MOST_TEXTS = 2
 """Tokenizers that one opens ahead: each takes it 15 to 50 MB."""
 
@@ -37,7 +39,7 @@ MOST_TEXTS = 2
 class Standby:
     """One that waits. `channel` is the agent's end of its standard input."""
 
-    child: subprocess.Popen[bytes]
+    child: processes.Child
     reader: asyncio.StreamReader
     channel: asyncio.StreamWriter
 
@@ -57,6 +59,7 @@ class Standbys:
         self._task: asyncio.Task[None] | None = None
         self._failures = 0
         self._texts: dict[Path, None] = {}
+        self._template: Template | None = None
 
     @property
     def count(self) -> int:
@@ -75,27 +78,31 @@ class Standbys:
         while len(self._texts) > MOST_TEXTS:
             del self._texts[next(iter(self._texts))]
 
-    def claim(self, record: Record) -> tuple[subprocess.Popen[bytes], Record] | None:
+    def claim(self, record: Record) -> tuple[processes.Child, Record] | None:
         """The process that becomes the record's runner; None where none waits. Raises OSError as `launch.spawn`.
 
         The record names the process before the process knows what it is for: an agent that ends in between leaves one
         that ends too.
         """
-        standby = self._next()
-        if standby is None:
+        if (standby := self._next()) is not None:
+            child, tell, close = standby.child, standby.channel.write, standby.channel.close
+        elif (forked := self._fork()) is not None:
+            child, tell, close = forked[0], forked[1].sendall, forked[1].close
+        else:
             return None
-        pid = standby.child.pid
-        claimed = msgspec.structs.replace(record, pid=pid, identity=processes.identity(pid) or "gone", claimed=True)
+        claimed = msgspec.structs.replace(
+            record, pid=child.pid, identity=processes.identity(child.pid) or "gone", claimed=True
+        )
         try:
             save(self._paths, claimed)
             line = Assignment(str(self._paths.spec(record.replica_id)), str(self._paths.log(record.replica_id)))
-            standby.channel.write(msgspec.json.encode(line) + b"\n")
+            tell(msgspec.json.encode(line) + b"\n")
         except OSError:
-            standby.child.kill()
+            child.kill()
             raise
         finally:
-            standby.channel.close()
-        return standby.child, claimed
+            close()
+        return child, claimed
 
     async def close(self) -> None:
         """Ends those that wait. What was claimed goes on."""
@@ -107,6 +114,7 @@ class Standbys:
         tasks = list(self._watches.values())
         await asyncio.gather(*tasks, return_exceptions=True)
         self._waiting.clear()
+        await self._drop_template()
 
     def _next(self) -> Standby | None:
         while self._waiting:
@@ -124,14 +132,59 @@ class Standbys:
             self._nudge.clear()
             if len(self._waiting) >= self._settings.standby:
                 await self._nudge.wait()
-                await asyncio.sleep(REST_S)
-            elif self._is_starting():
+                await asyncio.sleep(FORK_REST_S if self._template is not None else REST_S)
+            elif self._is_starting() and self._template is None:
                 await asyncio.sleep(LOOK_S)
-            elif not await self._add():
+            elif not await (self._add_fork() if self._can_fork else self._add()):
                 self._failures += 1
                 await asyncio.sleep(min(LONGEST_BACKOFF_S, 2.0**self._failures))
             else:
                 self._failures = 0
+
+    @property
+    def _can_fork(self) -> bool:
+        # a CUDA context does not outlive a fork
+        return self._settings.forks and not self.warm.startswith("cuda")
+
+    async def _add_fork(self) -> bool:
+        try:
+            template = await self._template_of_now()
+            texts = tuple(str(folder) for folder in reversed(self._texts))
+            if texts != template.texts and not self._is_starting():
+                await template.prepare(texts)
+            forked = self._fork()
+        except OSError as error:
+            log.warning("template.ended", error=str(error), log=str(self._paths.standby_log))
+            await self._drop_template()
+            return False
+        if forked is None:
+            await self._drop_template()
+            return False
+        reader, writer = await asyncio.open_unix_connection(sock=forked[1])
+        self._wait_with(Standby(forked[0], reader, writer))
+        return True
+
+    async def _template_of_now(self) -> Template:
+        if self._template is not None and self._template.warm != self.warm:
+            await self._drop_template()
+        if self._template is None:
+            command, standby_log = self._settings.command, self._paths.standby_log
+            self._template = await Template.start(command, standby_log, self._paths.run, self.warm)
+        return self._template
+
+    async def _drop_template(self) -> None:
+        template, self._template = self._template, None
+        if template is not None:
+            await template.close()
+
+    def _fork(self) -> tuple[processes.Forked, socket.socket] | None:
+        if self._template is None or not self._template.is_free:
+            return None
+        try:
+            return self._template.fork()
+        except OSError as error:
+            log.warning("template.not_forked", error=str(error), log=str(self._paths.standby_log))
+            return None
 
     async def _add(self) -> bool:
         ours, theirs = socket.socketpair()
@@ -144,21 +197,24 @@ class Standbys:
         finally:
             theirs.close()
         reader, writer = await asyncio.open_unix_connection(sock=ours)
-        standby = Standby(child, reader, writer)
         is_ready = False
         try:
             is_ready = await reader.readline() == READY
         finally:
             if not is_ready:
                 writer.close()
-                await _end(child)
+                await end(child)
         if is_ready:
-            self._waiting.append(standby)
-            self._watches[child.pid] = asyncio.create_task(self._watch(standby), name=f"standby {child.pid}")
-            log.info("standby.ready", pid=child.pid, warm=self.warm)
+            self._wait_with(Standby(child, reader, writer))
         else:
             log.warning("standby.ended", pid=child.pid, code=child.returncode, log=str(self._paths.standby_log))
         return is_ready
+
+    def _wait_with(self, standby: Standby) -> None:
+        pid = standby.child.pid
+        self._waiting.append(standby)
+        self._watches[pid] = asyncio.create_task(self._watch(standby), name=f"standby {pid}")
+        log.info("standby.ready", pid=pid, warm=self.warm)
 
     def _spawn(self, channel: socket.socket) -> subprocess.Popen[bytes]:
         warm = ("--warm", self.warm) if self.warm else ()
@@ -174,22 +230,9 @@ class Standbys:
             self._waiting.remove(standby)
         self._watches.pop(standby.child.pid, None)
         standby.channel.close()
-        await _end(standby.child)
+        await end(standby.child)
         log.info("standby.gone", pid=standby.child.pid, code=standby.child.returncode)
         self._nudge.set()
-
-
-async def _end(child: subprocess.Popen[bytes]) -> None:
-    """It has been told by the end of its channel; one that imports hears it late, and is killed."""
-    try:
-        await asyncio.wait_for(asyncio.to_thread(child.wait, END_S), END_S + 1.0)
-    except (subprocess.TimeoutExpired, TimeoutError):
-        child.kill()
-        child.wait()
-    except asyncio.CancelledError:
-        child.kill()
-        child.wait()
-        raise
 
 
 def claimed_pid(status: Path) -> int | None:

@@ -3,6 +3,7 @@ so that whichever artifact of a model is started finds them; and artifacts, foun
 guesses which will be needed."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,12 +33,24 @@ class Prepared:
 
     def open(self, folder: Path) -> None:
         """Opens an artifact's. One that cannot be opened is left to the start that needs it, which says why."""
+        self._open(folder, self._texts, self._artifacts)
+
+    def only(self, folders: Sequence[Path]) -> None:
+        """Has those of these artifacts, and no others; what is open already stays so."""
+        texts, artifacts = self._texts, self._artifacts
+        self._texts, self._artifacts = {}, {}
+        for folder in folders:
+            self._open(folder, texts, artifacts)
+
+    def _open(self, folder: Path, texts: dict[str, Text], artifacts: dict[Path, Opened]) -> None:
+        """`texts` and `artifacts`: those that are open."""
         try:
             key = _content(folder)
-            if key not in self._texts:
+            if (text := texts.get(key)) is None:
                 tokenizer = Tokenizer.open(folder)
-                self._texts[key] = Text(tokenizer, template_of(tokenizer))
-            if (opened := open_ahead(folder)) is not None:
+                text = Text(tokenizer, template_of(tokenizer))
+            self._texts[key] = text
+            if (opened := artifacts.get(folder) or open_ahead(folder)) is not None:
                 self._artifacts[folder] = opened
         except (OSError, TokenizerError, ArtifactError):
             return

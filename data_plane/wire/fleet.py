@@ -204,6 +204,13 @@ class Assignment(msgspec.Struct, frozen=True):
     log_path: str
 
 
+class TemplateOrder(msgspec.Struct, frozen=True):
+    """What an agent tells a template. With a descriptor: to fork a runner in waiting, whose standard input that is.
+    Without one: to open the tokenizers of these artifacts, and no others, for those it forks from then on."""
+
+    texts: tuple[str, ...] = ()
+
+
 class RunnerStatus(msgspec.Struct, frozen=True):
     """What a runner writes, atomically, to `status_path` whenever it changes. `started_at` in Unix seconds."""
 
