@@ -78,10 +78,13 @@ async def test_f14_cut_off_from_the_gateway_others_take_its_requests(machines: M
             machines.switch.mend("g", "a")
     assert not failures(seen)
     calm, lost = [one for one in seen if one.at[-1] < cut_at], [one for one in seen if one.at[-1] >= cut_at]
-    took_s, calm_s = p99_wait_s(lost), p99_wait_s(calm)
-    print(f"F14: p99 of the longest wait for a byte {took_s:.2f} s over the cut, {calm_s:.2f} s before it")
+    over, before = waits_s(lost), waits_s(calm)
+    print(
+        f"F14: longest wait for a byte over the cut {over[-1]:.2f} s, of {len(over)} requests the 99th percentile "
+        f"{over[int(0.99 * (len(over) - 1))]:.2f} s; before it {before[-1]:.2f} s"
+    )
     # 3 s where nothing else keeps the machine; whoever is not taken elsewhere waits until the link is mended
-    assert took_s < CUT_S - 1.0
+    assert over[-1] < CUT_S - 1.0
 
 
 async def test_f44_a_copy_of_a_node_is_refused_while_the_first_is_heard(machines: Machines) -> None:
@@ -167,11 +170,10 @@ async def test_f12_what_ran_on_a_node_that_died_runs_elsewhere(machines: Machine
     assert took_s > LEASE_S and events(machines, "b")[-2:] == ["lost", "ready"]
 
 
-def p99_wait_s(seen: list[Seen]) -> float:
+def waits_s(seen: list[Seen]) -> list[float]:
     """Of each request the longest time without a byte, from its beginning on: that long it took to be told of the loss,
-    or for another replica to go on with it. Of those the 99th percentile."""
-    waits = sorted(max(later - at for at, later in pairwise([one.began, *one.at])) for one in seen)
-    return waits[int(0.99 * (len(waits) - 1))]
+    or for another replica to go on with it. The shortest first."""
+    return sorted(max(later - at for at, later in pairwise([one.began, *one.at])) for one in seen)
 
 
 def runners(machines: Machines) -> list[int]:
