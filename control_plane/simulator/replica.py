@@ -12,7 +12,7 @@ from math import inf
 from control_plane.simulator.cache import BlockCache
 from control_plane.simulator.settings import ReplicaSettings
 from control_plane.simulator.workload import Request
-from data_plane.engine.waiting import TURNS, WINDOW
+from data_plane.engine.waiting import TURNS, WINDOW, first_of
 from data_plane.router.loads import Report
 
 _LITTLE = 1e-6
@@ -149,7 +149,7 @@ class Replica:
         self._turn = (self._turn + 1) % TURNS
         if self._turn == 0:
             return 0
-        return min(range(min(WINDOW, len(self._waiting))), key=lambda at: self._waiting[at].expected_tokens)
+        return first_of([job.expected_tokens for job in self._waiting[:WINDOW]])
 
     def _first_token(self, job: Job, now: float) -> Job:
         self._prefilling, self._left = None, 0.0

@@ -24,6 +24,15 @@ def order(request: Request) -> tuple[float, int, int]:
     return request.rank[0], request.account.served, request.arrival
 
 
+def first_of(owed: Sequence[int]) -> int:
+    """Which of one tenant's requests goes first, by what each has to compute, the oldest first."""
+    return min(range(min(WINDOW, len(owed))), key=lambda at: owed[at])
+
+
+def _least(lane: Sequence[Request]) -> Request:
+    return lane[first_of([request.num_owed for request in lane[:WINDOW]])]
+
+
 class Ledger:
     """The accounts of tenants that have requests here, and of those that were served more than the least of these."""
 
@@ -121,7 +130,3 @@ class WaitingQueue:
             assert order and order == sorted(order), f"lane {key} is out of its order of arrival: {order}"
             assert self._next[key] is _least(lane), f"the next of lane {key} is not the least of it"
         assert self._size == sum(map(len, self._lanes.values())), f"{self._size} requests are counted as waiting"
-
-
-def _least(lane: Sequence[Request]) -> Request:
-    return min(lane[:WINDOW], key=lambda request: (request.num_owed, request.arrival))

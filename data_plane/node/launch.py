@@ -50,6 +50,8 @@ class RunnerSettings:
     """From SIGTERM to SIGKILL."""
     standby: int = 0
     """How many runners wait, with everything imported, for a replica to become."""
+    forks: bool = False
+    """Whether `command` takes `--template` (`data_plane/runner/standby.py`): then those that wait are forks of one."""
     warm: str = ""
     """What they make ready beyond that: `torch`, or a device like `cuda:0`."""
     host: str = "127.0.0.1"
@@ -58,8 +60,6 @@ class RunnerSettings:
     """How often the status of a replica that is about to change is looked at."""
     snapshot_bytes: int = 64 << 20
     """Of its KV cache a runner keeps so much in a file for the next one of its endpoint; 0: nothing."""
-    forks: bool = False
-    """Whether `command` takes `--template` (`data_plane/runner/standby.py`): then those that wait are forks of one."""
     snapshots_bytes: int = 1 << 30
     """All these files together."""
 

@@ -32,7 +32,7 @@ class Template:
         self.texts: tuple[str, ...] = ()
         self._child = child
         self._channel = channel
-        self._is_busy = False
+        self._is_busy = self._has_failed = False
 
     @classmethod
     async def start(cls, command: Sequence[str], log: Path, folder: Path, warm: str) -> "Template":
@@ -58,8 +58,8 @@ class Template:
 
     @property
     def is_free(self) -> bool:
-        """Whether it would fork at once."""
-        return not self._is_busy and self._child.poll() is None
+        """Whether it would fork at once. One that has failed to once is not asked again."""
+        return not (self._is_busy or self._has_failed) and self._child.poll() is None
 
     async def prepare(self, texts: tuple[str, ...]) -> None:
         """What it forks from now on has the tokenizers of these artifacts open. OSError where it is gone."""
@@ -83,6 +83,7 @@ class Template:
                 raise OSError("the template did not fork")
             ours.setblocking(False)
         except OSError:
+            self._has_failed = True
             ours.close()
             raise
         return processes.Forked(int(pid)), ours

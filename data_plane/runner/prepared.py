@@ -31,12 +31,9 @@ class Prepared:
         self._texts: dict[str, Text] = {}
         self._artifacts: dict[Path, Opened] = {}
 
-    def open(self, folder: Path) -> None:
-        """Opens an artifact's. One that cannot be opened is left to the start that needs it, which says why."""
-        self._open(folder, self._texts, self._artifacts)
-
     def only(self, folders: Sequence[Path]) -> None:
-        """Has those of these artifacts, and no others; what is open already stays so."""
+        """Opens those of these artifacts, and lets others go; what is open already stays so. One that cannot be opened
+        is left to the start that needs it, which says why."""
         texts, artifacts = self._texts, self._artifacts
         self._texts, self._artifacts = {}, {}
         for folder in folders:

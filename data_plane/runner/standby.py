@@ -77,8 +77,7 @@ def _prepare_quietly(warm: str, folders: list[str]) -> Any:
 
         prepared = Prepared()
         made.append(prepared)
-        for folder in folders:
-            prepared.open(Path(folder))
+        prepared.only([Path(folder) for folder in folders])
 
     _quietly(work)
     # what was imported lives as long as the process: no start shall walk it again
