@@ -19,8 +19,6 @@ P95_OF_MEAN = -math.log(0.05)
 LEAST_BUSY, MOST_BUSY = 0.2, 1.0
 """What swings is held by what is kept for it (needs.py), so that nothing is left here beyond what queues cost: with a
 most of 0.95 Azure's conversations took 3 % more replica-hours, and no more answers were in time."""
-WAIT_SHARE = 0.8
-"""A prompt may wait so much of the time that its first token may take; the rest is for the prompt itself."""
 KV_FULL = 0.9
 """Beyond this part of its KV cache a replica preempts."""
 ANSWERS = 10
@@ -82,7 +80,7 @@ def measured(speed: Mapping[str, float], slo: Slo, concurrency: int) -> Bearing 
 
 def may_wait_s(slo: Slo) -> float:
     """How long a prompt may wait for its turn."""
-    return PANIC_S if slo.ttft_p95_ms is None else slo.ttft_p95_ms / 1000 * WAIT_SHARE
+    return PANIC_S if slo.wait_s is None else slo.wait_s
 
 
 def corrected(bearing: Bearing, slo: Slo, seen: Seen) -> Bearing:

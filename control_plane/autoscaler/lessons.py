@@ -16,7 +16,11 @@ def lesson(
     """What is to be believed after the last minute; None where it taught nothing, or was no minute to learn from:
     replicas came, went or were lacking in it, or what is believed changed (`changed_at`, Unix seconds)."""
     steady = observed.starting == 0 and observed.serving == observed.desired and (observed.last_ready_at or now)
-    if latency is None or not steady or min(now - steady, now - changed_at) < STABLE_S:
+    if latency is None or not steady:
+        return None
+    # who had to wait came before the minute in which he was answered
+    came_s = STABLE_S + (latency.ttft_p95_ms or 0.0) / 1000
+    if min(now - steady, now - changed_at) < came_s:
         return None
     fresh = [report for report in observed.demand if now - report.reported_at <= FRESH_S]
     rates, needs = together([report.stable for report in fresh]), needs_together([report.needs for report in fresh])

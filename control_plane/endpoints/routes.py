@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from control_plane.db.clock import unix
 from control_plane.endpoints import demand, life, service
+from control_plane.endpoints.slo import Slo
 from control_plane.endpoints.specs import RevisionSpec
 from control_plane.endpoints.states import is_coming, serves, waking_phase
 from control_plane.endpoints.tables import CURRENT_REVISION, EndpointTable, ReplicaTable, RevisionTable
@@ -65,6 +66,7 @@ def _route(row: EndpointTable, alive: list[ReplicaTable], context: int, now_s: f
         eta_s=_eta_s(row, now_s) if waking else None,
         reason=service.max_is_zero(row.name) if never else _reason(row, state),
         retry_at=None if never or state != "failed" else unix(row.retry_at),
+        wait_s=None if row.slo is None else msgspec.convert(row.slo, Slo).wait_s,
     )
 
 

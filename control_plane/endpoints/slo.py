@@ -8,6 +8,8 @@ from typing import Annotated
 import msgspec
 
 Milliseconds = Annotated[float, msgspec.Meta(ge=0.1, le=600_000)]
+WAIT_SHARE = 0.8
+"""A prompt may wait so much of the time that its first token may take; the rest is for the prompt itself."""
 
 
 class Slo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -21,6 +23,11 @@ class Slo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def is_any(self) -> bool:
         """Nothing is asked for."""
         return self.ttft_p95_ms is None and self.itl_p95_ms is None
+
+    @property
+    def wait_s(self) -> float | None:
+        """How long a prompt may wait for its turn; None: as long as it likes."""
+        return None if self.ttft_p95_ms is None else self.ttft_p95_ms / 1000 * WAIT_SHARE
 
     @property
     def word(self) -> str:

@@ -6,6 +6,7 @@ Knows nothing of HTTP: time is the event loop's clock, waking is one call it is 
 """
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Callable
@@ -150,7 +151,8 @@ class Activation:
     async def _wait(self, ask: Ask, route: EndpointRoute) -> Lease:
         queue = self._queues.get(ask.endpoint_id) or _Queue(self._bounds)
         turn: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(ask.claim, ask.arrived, ask.body_bytes, ask, turn, _failure(route))
+        latest = self._latest(ask, route)
+        waiter = _Waiter(ask.claim, ask.arrived, ask.body_bytes, ask, turn, _failure(route), latest=latest)
         self._refuse_full(queue, waiter, route)
         self._queues[ask.endpoint_id] = queue
         queue.line.push(waiter)
@@ -215,11 +217,12 @@ class Activation:
             return
         line = queue.line
         while line:
-            waiter = line.head
+            begins = self._begins(route)
+            waiter = line.head(begins)
             if waiter.turn.done():  # its request goes in this very moment
                 line.remove(waiter)
                 continue
-            picked = self._pick(line, endpoint_id)
+            picked = self._pick(line, endpoint_id, begins)
             if picked is None:
                 break
             waiter, choice = picked
@@ -234,18 +237,35 @@ class Activation:
         if line:
             self._waker.keep(endpoint_id, queue)
 
-    def _pick(self, line: "Line[_Waiter]", endpoint_id: str) -> tuple[_Waiter, Choice] | None:
+    def _begins(self, route: EndpointRoute) -> float:
+        """When a prompt would be begun that is let go now; only asked where there is a latency to hold."""
+        if route.wait_s is None:
+            return -math.inf
+        now = _now()
+        open_to = [replica for replica in self._table.usable(route.id, now) if self._has_room(replica)]
+        return now + self._knowledge.begins_s(route.id, open_to)
+
+    def _latest(self, ask: Ask, route: EndpointRoute) -> float:
+        """When the prompt must be begun for the endpoint's latency to be held."""
+        if route.wait_s is None:
+            return math.inf
+        now = _now()
+        prompt_s = self._knowledge.prompt_s(route.id, self._table.usable(route.id, now), ask.asked, now)
+        return ask.arrived + route.wait_s - prompt_s
+
+    def _pick(self, line: "Line[_Waiter]", endpoint_id: str, begins: float) -> tuple[_Waiter, Choice] | None:
         """Who goes next, and where: the first of the head's own whose replica has room, so that a place that comes free
         is taken by one whose prompt begins there; else the head. A place is never left free for anybody."""
         usable = self._table.usable(endpoint_id, _now())
         open_to = {replica.id for replica in usable if self._has_room(replica)}
         if 0 < len(open_to) < len(usable):
-            for waiter in line.ahead(LOOK_AHEAD):
+            for waiter in line.ahead(LOOK_AHEAD, begins):
                 home = self._knowledge.home(endpoint_id, usable, waiter.ask.asked, _now())
                 if home is not None and home.replica_id in open_to and not waiter.turn.done():
                     return waiter, home
-        choice = self._choose(endpoint_id, line.head.ask.asked)
-        return (line.head, choice) if choice else None
+        head = line.head(begins)
+        choice = self._choose(endpoint_id, head.ask.asked)
+        return (head, choice) if choice else None
 
     def _choose(self, endpoint_id: str, asked: Asked) -> Choice | None:
         """One of those with room, or the one that holds what this begins with, even if that has somewhat more than

@@ -63,7 +63,7 @@ class Gateway:
         self.usage = UsageBook(lambda: self.metrics.usage_dropped.add())
         self.vitals = Vitals(
             self.table,
-            lambda replica: probe(replica, settings.runner.connect_s, settings.vitals.answer_s),
+            lambda replica: probe(replica, settings.vitals.reach_s, settings.vitals.answer_s),
             lambda endpoint_id: self.activation.table_changed([endpoint_id]),
             settings.vitals,
         )

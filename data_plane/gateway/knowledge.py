@@ -87,6 +87,22 @@ class Knowledge:
         choice = self.choose(endpoint_id, replicas, asked, now)
         return choice if choice and choice.reason in ("prefix", "session") else None
 
+    def begins_s(self, endpoint_id: str, replicas: Sequence[ReplicaRoute]) -> float:
+        """How long the prompts take that are before another one, where they take least; 0 where nobody is."""
+        loads = self._endpoint(endpoint_id).loads
+        found = [loads.candidate(one.id, one.slots) for one in replicas]
+        return min((one.pending_tokens * one.token_s for one in found), default=0.0)
+
+    def prompt_s(self, endpoint_id: str, replicas: Sequence[ReplicaRoute], asked: Asked, now: float) -> float:
+        """How long this request's own prompt takes, where most of it is held; 0 where nobody is."""
+        known = self._endpoint(endpoint_id)
+        want = known.want(asked, now)
+        left = [
+            (known.loads.candidate(one.id, one.slots).token_s, want.held.get(one.id, 0) * want.chunk_tokens)
+            for one in replicas
+        ]
+        return min((token_s * max(0.0, want.prompt_tokens - held) for token_s, held in left), default=0.0)
+
     def sent(self, lease: Lease, asked: Asked, matched_tokens: int, now: float) -> None:
         """The request of this lease goes to its replica, where so much of its prompt should be held."""
         known = self._endpoint(lease.endpoint_id)

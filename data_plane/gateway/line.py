@@ -1,12 +1,15 @@
 """The line of requests that wait for one endpoint: bounded, and in the order in which they are to be released. Pure.
 
 The order is the engine's (engine/waiting.py): by rank, among equals the party that got least, and of each party the
-oldest. Knows nothing of time but that an earlier arrival is a smaller number, and nothing of what is waited for.
+oldest; but where an endpoint has a latency to hold, who is too late for it lets those go first who are not. Under a
+burst the oldest first would make everybody late (Maurer, "Fail at Scale", 2015, tells of lines that are turned round
+then). Knows nothing of time but that an earlier one is a smaller number, and nothing of what is waited for.
 """
 
 from bisect import insort
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import inf
 from typing import Generic, Literal, TypeVar
 
 from data_plane.gateway.fairness import Account, Claim
@@ -35,6 +38,8 @@ class Place:
     claim: Claim
     arrived: float
     size_bytes: int
+    latest: float = field(default=inf, kw_only=True)
+    """When its prompt must be begun for its answer to begin in time."""
 
 
 P = TypeVar("P", bound=Place)
@@ -43,6 +48,11 @@ _Lane = tuple[int, Account]
 
 def _arrived(place: Place) -> float:
     return place.arrived
+
+
+def _first(lane: Sequence[Place], begins: float) -> int:
+    """Of the oldest that is not too late; of the oldest where all are."""
+    return next((at for at, place in enumerate(lane) if place.latest >= begins), 0)
 
 
 class Line(Generic[P]):
@@ -88,12 +98,12 @@ class Line(Generic[P]):
         self._book(place, -1)
         return True
 
-    @property
-    def head(self) -> P:
-        """Who is next; it stays next until it is taken, unless one that goes before it comes. ValueError if none."""
-        heads = [lane[0] for lane in self._lanes.values()]
+    def head(self, begins: float = -inf) -> P:
+        """Who is next, if a prompt that is let go now is begun at `begins`. It stays next until it is taken, or is too
+        late, unless one that goes before it comes. ValueError if none."""
         if self._turn == TURNS - 1:
-            return min(heads, key=_arrived)
+            return self.oldest
+        heads = [lane[_first(lane, begins)] for lane in self._lanes.values()]
         return min(heads, key=lambda one: (one.claim.rank, one.claim.account.served, one.arrived))
 
     @property
@@ -101,14 +111,15 @@ class Line(Generic[P]):
         """Who has waited longest. ValueError if none."""
         return min((lane[0] for lane in self._lanes.values()), key=_arrived)
 
-    def ahead(self, most: int) -> list[P]:
+    def ahead(self, most: int, begins: float = -inf) -> list[P]:
         """The head, and behind it others of its rank and party, whom it costs nobody else to let go before it. The
         head alone where it is the oldest one's turn."""
-        head = self.head
+        head = self.head(begins)
         if self._turn == TURNS - 1:
             return [head]
         lane = self._lanes[head.claim.rank, head.claim.account]
-        return lane[:most]
+        first = _first(lane, begins)
+        return lane[first : first + most]
 
     def take(self, place: P) -> None:
         """Let one of `ahead` go, and charge it to its account."""
@@ -116,9 +127,9 @@ class Line(Generic[P]):
         place.claim.charge()
         self._turn = (self._turn + 1) % TURNS
 
-    def pop(self) -> P:
+    def pop(self, begins: float = -inf) -> P:
         """Let the head go."""
-        place = self.head
+        place = self.head(begins)
         self.take(place)
         return place
 

@@ -23,11 +23,14 @@ NEVER = float("inf")
 
 @dataclass(frozen=True)
 class VitalLimits:
-    """`silent_s` without a byte from a replica that has requests: it is asked. `most_missed` questions in a row that
-    its open port leaves unanswered for `answer_s`: it hangs."""
+    """`silent_s` without a byte from a replica that has requests: it is asked. `reach_s` without a connection: its
+    machine does not answer. `most_missed` questions in a row that its open port leaves unanswered for `answer_s`: it
+    hangs."""
 
     silent_s: float = 1.0
-    look_s: float = 0.5
+    look_s: float = 0.25
+    reach_s: float = 1.25
+    """A kernel answers for a busy process; one that was not heard is asked again after 1 s (RFC 6298): two tries."""
     most_missed: int = 3
     answer_s: float = ANSWER_S
 

@@ -40,6 +40,8 @@ class EndpointRoute(msgspec.Struct, frozen=True):
     """While failed: why, in a sentence for people; while waking what keeps it from starting, where something does."""
     retry_at: float | None = None
     """While failed: Unix seconds from which a request may wake it again. None: not before someone changes something."""
+    wait_s: float | None = None
+    """Where it has a latency to hold: within so many seconds a prompt must be computed for that."""
 
 
 class GatewayState(msgspec.Struct, frozen=True):

@@ -1,15 +1,16 @@
 """One replica's engine in a replay: steps over prompts in chunks and over answers in rows. Knows no policy or fleet.
 
 A step takes step_s and token_s for each of its tokens: a row of each answer that is being written, and as much of the
-waiting prompts, first come first served, as fits in step_tokens. Steps that only write are taken many at once.
+waiting prompts, by turns as the engine's own rule has it, as fits in step_tokens. Steps that only write are taken many
+at once.
 """
 
 import math
-from collections import deque
 from dataclasses import dataclass, field
 
 from control_plane.simulator.scale.settings import FleetSettings
 from control_plane.simulator.scale.workload import Arrival
+from data_plane.engine.waiting import TURNS, WINDOW, first_of
 
 EXACT_S = 1e-9
 
@@ -55,7 +56,11 @@ class Engine:
 
     def __init__(self, settings: FleetSettings) -> None:
         self._settings = settings
-        self._prompts: deque[Job] = deque()
+        self._waiting: list[Job] = []
+        """The oldest first."""
+        self._begun: list[Job] = []
+        """Of their prompts a part is in the steps under way, or was in those before."""
+        self._turn = 0
         self._writing: list[Job] = []
         self._steps: _Steps | None = None
         self.decoded = 0
@@ -65,9 +70,14 @@ class Engine:
         """When to call `advance` next; infinite without work."""
         return self._steps.ends_at if self._steps is not None else math.inf
 
+    @property
+    def owed(self) -> int:
+        """Tokens of prompts that are still to be computed."""
+        return sum([job.prompt_left for job in self._begun]) + sum([job.prompt_left for job in self._waiting])
+
     def add(self, arrival: Arrival, now: float) -> None:
         """A request's turn. `advance` must have been called for `now`."""
-        self._prompts.append(Job(arrival, max(1, arrival.prompt_tokens), max(1, arrival.output_tokens)))
+        self._waiting.append(Job(arrival, max(1, arrival.prompt_tokens), max(1, arrival.output_tokens)))
         steps = self._steps
         if steps is None:
             self._next(now)
@@ -103,7 +113,7 @@ class Engine:
             if job.prompt_left == 0:
                 job.first_at, job.tokens_left = at, job.tokens_left - 1
                 self.decoded += 1
-                self._prompts.popleft()
+                self._begun.remove(job)
                 self._writing.append(job)
         ended = [job for job in self._writing if job.tokens_left <= 0]
         if ended:
@@ -115,9 +125,8 @@ class Engine:
     def _next(self, at: float) -> None:
         room = self._settings.step_tokens - len(self._writing)
         prompts: list[tuple[Job, int]] = []
-        for job in self._prompts:
-            if room <= 0:
-                break
+        begun = iter(list(self._begun))
+        while room > 0 and (job := next(begun, None) or self._begin()) is not None:
             prompts.append((job, min(job.prompt_left, room)))
             room -= prompts[-1][1]
         tokens = len(self._writing) + sum(count for _, count in prompts)
@@ -125,3 +134,12 @@ class Engine:
             return
         count = 1 if prompts else min(job.tokens_left for job in self._writing)
         self._steps = _Steps(at, self._settings.step_s + self._settings.token_s * tokens, count, prompts)
+
+    def _begin(self) -> Job | None:
+        """The one whose turn it is."""
+        if not self._waiting:
+            return None
+        self._turn = (self._turn + 1) % TURNS
+        at = first_of([job.prompt_left for job in self._waiting[:WINDOW]]) if self._turn else 0
+        self._begun.append(self._waiting.pop(at))
+        return self._begun[-1]

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from control_plane.endpoints.memory import Estimate
 from control_plane.placement.planner import DeviceView, Need, NoRoom, plan
@@ -10,8 +11,18 @@ from control_plane.simulator.errors import SimulationError
 from control_plane.simulator.scale.engine import Engine
 from control_plane.simulator.scale.settings import FleetSettings
 from control_plane.simulator.scale.workload import Arrival
+from data_plane.gateway.fairness import Account, Claim
+from data_plane.gateway.line import Bounds, Line, Place
 
 GB = 1e9
+_NOBODY_IS_REFUSED = Bounds(1 << 62, 1 << 62)
+
+
+@dataclass(eq=False, slots=True)
+class Waiting(Place):
+    """A request in its endpoint's line."""
+
+    arrival: Arrival
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +54,11 @@ class Endpoint:
     desired: int = 0
     replicas: list[Replica] = field(default_factory=list[Replica])
     """Without those that only end what they have begun."""
-    waiting: deque[Arrival] = field(default_factory=deque[Arrival])
+    wait_s: float = inf
+    """Who is not begun within this lets others go first."""
+    party: Account = field(default_factory=Account)
+    """All its requests are one key's."""
+    waiting: Line[Waiting] = field(default_factory=lambda: Line[Waiting](_NOBODY_IS_REFUSED))
     running: int = 0
     last_work_at: float | None = None
     last_wake_at: float | None = None
@@ -73,6 +88,11 @@ class Endpoint:
     def serving(self) -> int:
         """Replicas that take requests."""
         return sum(replica.is_ready for replica in self.replicas)
+
+    def line_up(self, arrival: Arrival) -> None:
+        """It waits, as in the gateway."""
+        latest = arrival.at_s + self.wait_s - arrival.prompt_tokens / self.settings.prefill_tokens_per_s
+        self.waiting.push(Waiting(Claim(self.party), arrival.at_s, 0, arrival, latest=latest))
 
     def account(self, now: float) -> None:
         """Bring the integral of the load up to `now`; before each change of it."""

@@ -22,6 +22,10 @@ AS_DEPLOYED = "as-deployed"
 class Scaler(Protocol):
     """Decides for all endpoints of one replay; times in seconds of the trace."""
 
+    def wait_s(self, number: int) -> float:
+        """Who was not begun within this lets others of the endpoint go first; infinite: first come, first served."""
+        ...
+
     def resumed(self, endpoint: Endpoint, now: float) -> None:
         """A request comes to an endpoint that had none."""
         ...
@@ -36,6 +40,10 @@ class Constant:
 
     def __init__(self, limits: Sequence[Limits]) -> None:
         self._sampled = Sampled(limits)
+
+    def wait_s(self, number: int) -> float:
+        """As in the gateway's line."""
+        return self._sampled.wait_s(number)
 
     def resumed(self, endpoint: Endpoint, now: float) -> None:
         """Nothing is learned."""
@@ -55,6 +63,10 @@ class Ebb:
         self._histories: dict[int, History] = {}
         self._plans: dict[int, tuple[float, Plan]] = {}
         self._habits, self._counted_at = Habits(), -math.inf
+
+    def wait_s(self, number: int) -> float:
+        """As in the gateway's line."""
+        return self._sampled.wait_s(number)
 
     def resumed(self, endpoint: Endpoint, now: float) -> None:
         """Learn the idle time that ends."""
@@ -120,6 +132,10 @@ class Knative:
         self._seen: dict[int, deque[tuple[float, float]]] = {}
         self._panic: dict[int, tuple[float, int]] = {}
 
+    def wait_s(self, number: int) -> float:
+        """Its queues are first come, first served."""
+        return math.inf
+
     def resumed(self, endpoint: Endpoint, now: float) -> None:
         """The activator only wakes who sleeps: see `decide`."""
 
@@ -175,6 +191,10 @@ class AsDeployed:
 
     def __init__(self, deployed: Sequence[Deployed], ebb: Ebb, constant: Constant) -> None:
         self._of: list[Scaler] = [ebb if one.idle_s is None else constant for one in deployed]
+
+    def wait_s(self, number: int) -> float:
+        """As its policy does."""
+        return self._of[number].wait_s(number)
 
     def resumed(self, endpoint: Endpoint, now: float) -> None:
         """As its policy does."""

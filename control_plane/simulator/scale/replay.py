@@ -1,7 +1,7 @@
 """The replay: arrivals, ends, starts and timers in order of time, against one policy. Knows no files and no figures."""
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from math import inf
@@ -46,6 +46,8 @@ class Replay:
         self._trace, self._scaler = trace, scaler
         self._fleet = Fleet(alike(nodes, settings) if devices is None else devices)
         self._endpoints = _endpoints(trace, settings)
+        for endpoint in self._endpoints:
+            endpoint.wait_s = scaler.wait_s(endpoint.number)
         by_name = zip(trace.endpoints, self._endpoints, strict=True)
         self._fleet.check(
             {f"Endpoint '{name}'": one.need for name, one in by_name}
@@ -96,19 +98,20 @@ class Replay:
             endpoint.was_evicted, endpoint.promised_until = False, None
         self.outcome.cold += not endpoint.serving
         endpoint.account(now)
-        endpoint.waiting.append(arrival)
+        endpoint.line_up(arrival)
         self._serve(endpoint, now)
         self._settle(endpoint, now)
 
     def _serve(self, endpoint: Endpoint, now: float) -> None:
-        """Give those who wait their turn, first come first served, on the least busy replica."""
+        """Give those who wait their turn, in the gateway's order, where the router sees the least work (choose.py)."""
+        slots, token_s = endpoint.settings.concurrency, 1.0 / endpoint.settings.prefill_tokens_per_s
         while endpoint.waiting:
-            free = [one for one in endpoint.replicas if one.is_ready and one.busy < endpoint.settings.concurrency]
+            free = [one for one in endpoint.replicas if one.is_ready and one.busy < slots]
             if not free:
                 return
-            replica = min(free, key=lambda one: one.busy)
             endpoint.account(now)
-            arrival = endpoint.waiting.popleft()
+            arrival = endpoint.waiting.pop(now + token_s * min(one.engine.owed for one in free)).arrival
+            replica = _least_work(free, arrival, slots)
             replica.busy += 1
             endpoint.running += 1
             self.outcome.waits.append(now - arrival.at_s)
@@ -218,6 +221,11 @@ class Replay:
         self._fleet.stop(victim, now, self._trace.span_s)
         self.outcome.evictions += 1
         return self._fleet.start(endpoint, now)
+
+
+def _least_work(free: Sequence[Replica], arrival: Arrival, slots: int) -> Replica:
+    crowded = [(one.engine.owed + arrival.prompt_tokens) * (1.0 + one.busy / slots) for one in free]
+    return free[min(range(len(free)), key=lambda at: (crowded[at], free[at].busy))]
 
 
 def _endpoints(trace: Trace, settings: FleetSettings) -> list[Endpoint]:

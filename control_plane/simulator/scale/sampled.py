@@ -29,6 +29,11 @@ class Sampled:
         self._bears: dict[int, Bearing] = {}
         self._changed_at: dict[int, float] = {}
 
+    def wait_s(self, number: int) -> float:
+        """How long a request may wait for its latency to be held; infinite where there is none to hold."""
+        bears = self._limits[number].bears
+        return math.inf if bears is None else bears.wait_s
+
     def look(self, endpoint: Endpoint, now: float) -> tuple[Observation, Limits]:
         """What the policy is asked; windows change with each sample, and so does what is believed."""
         given = self._limits[endpoint.number]

@@ -315,7 +315,7 @@ def test_who_waits_counts_unless_his_turn_comes_in_time() -> None:
     limits = Limits(0, 8, 30, 4, dataclasses.replace(BEARING, wait_s=4.0))
     queue = dataclasses.replace(after((0.5, 60.0)), running=4, waiting=12)
     seen = Observation(1, 0, (queue,), NOW, serving=1)
-    for rate, desired in ((0.0, 4), (1.0, 3), (3.0, 1)):
+    for rate, desired in ((0.0, 4), (0.5, 3), (1.0, 2), (1.5, 1)):
         assert decide(dataclasses.replace(seen, answers_per_s=rate), limits, NOW).desired == desired
     unbound = dataclasses.replace(limits, bears=None)
     assert decide(dataclasses.replace(seen, answers_per_s=9.0), unbound, NOW).desired == 4

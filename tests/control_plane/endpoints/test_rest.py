@@ -11,7 +11,7 @@ from control_plane.catalog.service import ready_model
 from control_plane.db.session import Database
 from control_plane.endpoints.logs import LogSource, stream
 from tests.control_plane.conftest import TestKeys
-from tests.fakes.fleet import FakeAgent, add_artifact, add_model
+from tests.fakes.fleet import FakeAgent, FakeGateway, add_artifact, add_model
 
 Client = AsyncTestClient[Litestar]
 
@@ -90,6 +90,14 @@ async def test_idle_is_auto_or_a_number_and_says_what_it_comes_to(stocked: Clien
     assert (again.json()["idle_s"], again.json()["slo"], again.json()["revision"]) == ("auto", slo, 1)
     wrong = (await stocked.patch("/api/v1/endpoints/chat", json={"idle_s": "never"})).json()["error"]
     assert "'never'" in wrong["message"] and "seconds from 1 to 86400" in wrong["message"]
+
+
+@pytest.mark.parametrize(("slo", "wait_s"), [(None, None), ({"itl_p95_ms": 50}, None), ({"ttft_p95_ms": 500}, 0.4)])
+async def test_gateways_are_told_how_long_a_prompt_may_wait(
+    stocked: Client, keys: TestKeys, slo: dict[str, int] | None, wait_s: float | None
+) -> None:
+    await _deploy(stocked, slo=slo)
+    assert (await FakeGateway(stocked, keys.node).route()).wait_s == wait_s
 
 
 async def _deploy(client: Client, name: str = "chat", **fields: Any) -> dict[str, Any]:

@@ -228,6 +228,23 @@ def test_a_prompt_that_comes_in_between_slows_those_that_write() -> None:
     assert 1.0 < late.ttft_s < 1.7 and late.itl_s == 0.0
 
 
+def test_the_least_to_compute_goes_first_and_by_turns_the_oldest() -> None:
+    engine = Engine(SETTINGS)
+    sizes = (300, 4000, *(100 + at for at in range(12)))
+    for size in sizes:
+        engine.add(Arrival(0.0, 0, 0.0, size, 1), 0.0)
+    ended = [job.arrival.prompt_tokens for job in engine.advance(100.0)]
+    assert engine.owed == 0 and sorted(ended) == sorted(sizes)
+    assert ended[:7] == [300, *(100 + at for at in range(6))], "the first was begun before others came"
+    assert 4000 in ended[7:9], "every eighth turn is the oldest one's"
+
+
+def test_in_a_burst_who_is_late_already_lets_others_be_in_time_but_for_knative() -> None:
+    burst = tokens_of((0.0, 800, 20), *((30.0 + at / 40.0, 800, 20) for at in range(400)))
+    met = {policy: replayed(burst, policy).met for policy in ("constant:60", "knative")}
+    assert met["constant:60"] > 1.5 * met["knative"]
+
+
 def test_counting_in_between_changes_nothing() -> None:
     plain, counted = Engine(SETTINGS), Engine(SETTINGS)
     for engine in (plain, counted):

@@ -44,9 +44,18 @@ class Bench:
             raise ControlUnavailable("away")
         return self.answer
 
-    def set(self, state: EndpointState, *slots: int, reason: str | None = None, retry_at: float | None = None) -> None:
+    def set(
+        self,
+        state: EndpointState,
+        *slots: int,
+        reason: str | None = None,
+        retry_at: float | None = None,
+        wait_s: float | None = None,
+    ) -> None:
         replicas = tuple(ReplicaRoute(f"r{index}", "http://x", "t", count) for index, count in enumerate(slots))
-        route = EndpointRoute("e", "t", "chat", "m", state, 0, 10, replicas, reason=reason, retry_at=retry_at)
+        route = EndpointRoute(
+            "e", "t", "chat", "m", state, 0, 10, replicas, reason=reason, retry_at=retry_at, wait_s=wait_s
+        )
         self.versions += 1
         changed = self.table.update(GatewayState(str(self.versions), (route,), ()), 0.0)
         self.activation.table_changed(changed)
@@ -120,6 +129,25 @@ async def test_a_place_that_comes_free_is_taken_by_one_whose_prompt_begins_there
         lease = await asyncio.wait_for(waiters[taken], 1)
         assert (lease.replica.id, lease.reason) == (to, "prefix")
     assert [bench.in_flight.of_replica(name) for name in ("r0", "r1")] == [4, 2]
+    bench.check()
+
+
+@pytest.mark.parametrize("wait_s", [None, 0.2])
+async def test_where_a_latency_is_to_be_held_who_is_too_late_for_it_lets_others_go_first(wait_s: float | None) -> None:
+    bench = Bench()
+    bench.set("zero", wait_s=wait_s)
+    old = [bench.ask() for _ in range(2)]
+    await bench.waiting(2)
+    await asyncio.sleep(0.25)
+    new = [bench.ask() for _ in range(2)]
+    await bench.waiting(4)
+    bench.set("live", 1, wait_s=wait_s)  # a place, and two ahead
+    (last,) = new[1:] if wait_s is None else old[1:]
+    leases = [await one for one in (*old, *new) if one is not last]
+    assert not last.done()
+    leases[0].give_back()
+    for lease in (*leases[1:], await last):
+        lease.give_back()
     bench.check()
 
 

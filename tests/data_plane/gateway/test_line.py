@@ -1,5 +1,7 @@
 """The line by itself: no order of events unbalances it, every party finds room, and places go round fairly."""
 
+from math import inf
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,14 +21,14 @@ class Counter:
         self.open: list[Account] = []
         self.clock = 0.0
 
-    def place(self, party: str, rank: int = 0, tokens: int = 10, size: int = 1) -> Place:
+    def place(self, party: str, rank: int = 0, tokens: int = 10, size: int = 1, latest: float = inf) -> Place:
         self.clock += 1
         self.open.append(self.ledger.open(party))
-        return Place(Claim(self.open[-1], rank, tokens), self.clock, size)
+        return Place(Claim(self.open[-1], rank, tokens), self.clock, size, latest=latest)
 
-    def push(self, party: str, rank: int = 0, tokens: int = 10, size: int = 1) -> Place | None:
+    def push(self, party: str, rank: int = 0, tokens: int = 10, size: int = 1, latest: float = inf) -> Place | None:
         """The place, or None where there was no room for it."""
-        place = self.place(party, rank, tokens, size)
+        place = self.place(party, rank, tokens, size, latest)
         if self.line.fault(place) is not None:
             return None
         self.line.push(place)
@@ -51,7 +53,7 @@ def test_no_order_of_events_unbalances_it(steps: list[tuple[str, str, int, int]]
         if what == "push":
             counter.push(party, rank, tokens=size, size=size)
         elif what == "pop" and counter.line:
-            head = counter.line.head
+            head = counter.line.head()
             assert counter.line.pop() is head and head.claim.is_charged
         elif what == "drop" and counter.line:
             place = list(counter.line)[size % len(counter.line)]
@@ -118,6 +120,28 @@ def test_only_ones_own_may_be_let_go_before_the_head_and_never_at_the_oldest_one
     later = [counter.push("a") for _ in range(2)]
     assert counter.line.ahead(9) == [counter.line.oldest] and len(later) == 2
     counter.check()
+
+
+def test_who_is_too_late_lets_those_go_first_who_are_not_and_goes_all_the_same() -> None:
+    counter = Counter()
+    late, later, soon, never = (counter.push("a", latest=latest) for latest in (3.0, 4.0, 9.0, inf))
+    assert counter.line.head() is late and counter.line.ahead(9, 5.0) == [soon, never]
+    assert counter.line.head(3.0) is late, "its turn comes just in time"
+    assert [counter.line.pop(5.0), counter.line.pop(9.5)] == [soon, never]
+    assert [counter.line.pop(9.5), counter.line.pop(9.5)] == [late, later], "all are late: the oldest first"
+    counter.check()
+
+
+@given(st.integers(0, 3 * TURNS))
+def test_one_that_is_late_waits_no_longer_than_for_the_turns_of_those_before_it(before: int) -> None:
+    counter = Counter()
+    late = [counter.push("a", latest=0.0) for _ in range(before + 1)][-1]
+    for popped in range(1, (before + 1) * TURNS + 1):
+        counter.push("a")
+        if counter.line.pop(1.0) is late:
+            assert popped == (before + 1) * TURNS
+            return
+    raise AssertionError("it had no turn")
 
 
 def test_a_place_given_back_keeps_its_turn() -> None:
