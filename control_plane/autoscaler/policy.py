@@ -105,6 +105,8 @@ def decide(observed: Observation, limits: Limits, now: float) -> Decision:
     fresh = [report for report in observed.demand if now - report.reported_at <= FRESH_S]
     running = sum([report.running for report in fresh])
     waiting = sum([report.waiting for report in fresh])
+    if kept == 0 and running and not waiting:
+        return Decision(kept, f"{running} running requests end where they are.")
     if running + waiting > 0:
         return _with_work(kept, running, waiting, fresh, observed, limits, now)
     if kept != observed.desired:

@@ -116,7 +116,10 @@ def _put_to_sleep(api: Api, name: str) -> None:
     until = time.monotonic() + ASLEEP_S
     while (state := api.get(f"/endpoints/{segment(name)}")["state"]) != "zero":
         if time.monotonic() > until:
-            raise CliError(f"Endpoint '{name}' did not fall asleep within {ASLEEP_S:g} s: it is {state}.")
+            raise CliError(
+                f"Endpoint '{name}' did not fall asleep within {ASLEEP_S:g} s: it is {state}. Others may use it; "
+                f"'ebb explain {name}' says why."
+            )
         time.sleep(0.1)
 
 

@@ -41,9 +41,9 @@ class Policy(Protocol):
 
     def pick(self, job: Job, session: Session, now: float) -> int: ...
 
-    def answered(self, job: Job) -> None: ...
+    def answered(self, job: Job, now: float) -> None: ...
 
-    def ended(self, job: Job) -> None: ...
+    def ended(self, job: Job, now: float) -> None: ...
 
     def reported(
         self, replica: int, report: Report, stored: Sequence[int], evicted: Sequence[int], now: float
@@ -76,10 +76,10 @@ class _InFlight(ABC):
         count = len(self.in_flight)
         return min(range(count), key=lambda at: (self.in_flight[at], (at - self._turn) % count))
 
-    def answered(self, job: Job) -> None:  # noqa: B027 - there is nothing to do, in any of them
+    def answered(self, job: Job, now: float) -> None:  # noqa: B027 - there is nothing to do, in any of them
         """Nothing that these policies look at."""
 
-    def ended(self, job: Job) -> None:
+    def ended(self, job: Job, now: float) -> None:
         """One less."""
         self.in_flight[job.replica] -= 1
 
@@ -124,7 +124,7 @@ class LeastWork(_InFlight):
         count = self.in_flight[at]
         return count >= self.fleet.slots, sum(job.expected_tokens for job in self._open[at]), count
 
-    def answered(self, job: Job) -> None:
+    def answered(self, job: Job, now: float) -> None:
         """Its prompt is computed."""
         self._open[job.replica].remove(job)
 
@@ -205,13 +205,13 @@ class Ebb:
         self._loads.sent(choice.replica_id, job, max(1, request.prompt_tokens - choice.matched_tokens), now)
         return self._numbers[choice.replica_id]
 
-    def answered(self, job: Job) -> None:
+    def answered(self, job: Job, now: float) -> None:
         """Its prompt is computed."""
-        self._loads.answered(self._fleet.replicas[job.replica], job)
+        self._loads.answered(self._fleet.replicas[job.replica], job, now)
 
-    def ended(self, job: Job) -> None:
+    def ended(self, job: Job, now: float) -> None:
         """It is over."""
-        self._loads.ended(self._fleet.replicas[job.replica], job)
+        self._loads.ended(self._fleet.replicas[job.replica], job, now)
 
     def reported(self, replica: int, report: Report, stored: Sequence[int], evicted: Sequence[int], now: float) -> None:
         """As the gateway's follower does it."""

@@ -132,9 +132,9 @@ class _Replay:
     def _move(self, at: int) -> None:
         first, ended = self._replicas[at].advance(self._now)
         if first is not None:
-            self._policies[first.gateway].answered(first)
+            self._policies[first.gateway].answered(first, self._now)
         for job in ended:
-            self._policies[job.gateway].ended(job)
+            self._policies[job.gateway].ended(job, self._now)
             self._ended += 1
             self._on_progress(self._ended)
             session, after = self._workload.sessions[job.session], job.at + 1

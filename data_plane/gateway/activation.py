@@ -58,6 +58,17 @@ class _Queue:
 
     def __init__(self, bounds: Bounds) -> None:
         self.line: Line[_Waiter] = Line(bounds)
+        self.look_at = math.inf
+        """When somebody stops waiting for the replica that holds its prompt."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def look_again(self, move: Callable[[], None] | None) -> None:
+        """Call `move` at `look_at`, and at no other time that was asked for before; None: never."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if move is not None and self.look_at < math.inf:
+            self._timer = asyncio.get_running_loop().call_at(self.look_at, move)
 
     def fail(self, waiter: _Waiter, error: ApiError) -> None:
         self.line.remove(waiter)
@@ -138,8 +149,8 @@ class Activation:
             raise errors.shutting_down()
         route = self._route(ask)
         if not self.waiting(ask.endpoint_id)[0]:
-            choice = self._choose(route.id, ask.asked)
-            if choice is not None:
+            choice = self._choose(ask)
+            if isinstance(choice, Choice):
                 ask.claim.charge()
                 return self._lease(route, ask, choice)
         self._refuse_failed(route)
@@ -171,6 +182,7 @@ class Activation:
             queue.line.remove(waiter)
             if not queue.line and self._queues.get(ask.endpoint_id) is queue:
                 self._waker.stop(ask.endpoint_id)
+                queue.look_again(None)
                 del self._queues[ask.endpoint_id]
 
     def _drop_lease(self, waiter: _Waiter) -> None:
@@ -215,19 +227,20 @@ class Activation:
         if route is None:
             queue.deleted()
             return
-        line = queue.line
+        line, queue.look_at = queue.line, math.inf
         while line:
             begins = self._begins(route)
             waiter = line.head(begins)
             if waiter.turn.done():  # its request goes in this very moment
                 line.remove(waiter)
                 continue
-            picked = self._pick(line, endpoint_id, begins)
+            picked = self._pick(queue, endpoint_id, begins)
             if picked is None:
                 break
             waiter, choice = picked
             line.take(waiter)
             waiter.turn.set_result(self._lease(route, waiter.ask, choice))
+        queue.look_again(partial(self._move, endpoint_id))
         if not line or self._table.usable(endpoint_id, _now()):
             self._waker.stop(endpoint_id)
             return
@@ -243,42 +256,56 @@ class Activation:
             return -math.inf
         now = _now()
         open_to = [replica for replica in self._table.usable(route.id, now) if self._has_room(replica)]
-        return now + self._knowledge.begins_s(route.id, open_to)
+        return now + min(
+            [one.before_s for one in self._knowledge.times(route.id, open_to, NOTHING_ASKED, now)], default=0.0
+        )
 
     def _latest(self, ask: Ask, route: EndpointRoute) -> float:
         """When the prompt must be begun for the endpoint's latency to be held."""
         if route.wait_s is None:
             return math.inf
         now = _now()
-        prompt_s = self._knowledge.prompt_s(route.id, self._table.usable(route.id, now), ask.asked, now)
-        return ask.arrived + route.wait_s - prompt_s
+        times = self._knowledge.times(route.id, self._table.usable(route.id, now), ask.asked, now)
+        return ask.arrived + route.wait_s - min([one.own_s for one in times], default=0.0)
 
-    def _pick(self, line: "Line[_Waiter]", endpoint_id: str, begins: float) -> tuple[_Waiter, Choice] | None:
+    def _pick(self, queue: _Queue, endpoint_id: str, begins: float) -> tuple[_Waiter, Choice] | None:
         """Who goes next, and where: the first of the head's own whose replica has room, so that a place that comes free
-        is taken by one whose prompt begins there; else the head. A place is never left free for anybody."""
+        is taken by one whose prompt begins there; else the first of them who is not better off waiting for its own."""
         usable = self._table.usable(endpoint_id, _now())
         open_to = {replica.id for replica in usable if self._has_room(replica)}
+        ahead = [one for one in queue.line.ahead(LOOK_AHEAD, begins) if not one.turn.done()]
         if 0 < len(open_to) < len(usable):
-            for waiter in line.ahead(LOOK_AHEAD, begins):
+            for waiter in ahead:
                 home = self._knowledge.home(endpoint_id, usable, waiter.ask.asked, _now())
-                if home is not None and home.replica_id in open_to and not waiter.turn.done():
+                if home is not None and home.replica_id in open_to:
                     return waiter, home
-        head = line.head(begins)
-        choice = self._choose(endpoint_id, head.ask.asked)
-        return (head, choice) if choice else None
+        for waiter in ahead:
+            choice = self._choose(waiter.ask)
+            if isinstance(choice, Choice):
+                return waiter, choice
+            if choice is None:
+                return None
+            queue.look_at = min(queue.look_at, choice)
+        return None
 
-    def _choose(self, endpoint_id: str, asked: Asked) -> Choice | None:
+    def _choose(self, ask: Ask) -> Choice | float | None:
         """One of those with room, or the one that holds what this begins with, even if that has somewhat more than
-        its share; None where nobody has room."""
-        now = _now()
+        its share. None where nobody has room; or when to look again, where it is better off waiting for its own."""
+        endpoint_id, asked, now = ask.endpoint_id, ask.asked, _now()
         usable = self._table.usable(endpoint_id, now)
         open_to = [replica for replica in usable if self._has_room(replica)]
         if 0 < len(open_to) < len(usable):
             home = self._knowledge.home(endpoint_id, usable, asked, now)
             if home is not None:
-                slots = next(replica.slots for replica in usable if replica.id == home.replica_id)
-                if self._in_flight.of_replica(home.replica_id) < self._limits.most_at_home(slots):
+                own = next(replica for replica in usable if replica.id == home.replica_id)
+                if self._in_flight.of_replica(own.id) < self._limits.most_at_home(own.slots):
                     return home
+                there, *others = self._knowledge.times(endpoint_id, [own, *open_to], asked, now)
+                elsewhere_s = min(one.answer_s for one in others)
+                # no longer than it would take elsewhere: so it takes at most twice the better of both
+                until = ask.arrived + elsewhere_s
+                if there.answer_s < elsewhere_s and now < until < ask.deadline:
+                    return until
         return self._knowledge.choose(endpoint_id, open_to, asked, now)
 
     def _has_room(self, replica: ReplicaRoute) -> bool:

@@ -4,6 +4,7 @@ Runners report both (`followers`); what was just sent to one counts as held ther
 nothing of HTTP; time is an argument, in seconds of the loop's clock.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -40,6 +41,21 @@ class Asked:
 
 
 NOTHING_ASKED = Asked()
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Of one request on one replica, in seconds: until a place comes free there, what the prompts take that are before
+    its own, and its own."""
+
+    place_s: float
+    before_s: float
+    own_s: float
+
+    @property
+    def answer_s(self) -> float:
+        """Until its first token."""
+        return self.place_s + self.before_s + self.own_s
 
 
 @dataclass(eq=False, slots=True)
@@ -87,21 +103,17 @@ class Knowledge:
         choice = self.choose(endpoint_id, replicas, asked, now)
         return choice if choice and choice.reason in ("prefix", "session") else None
 
-    def begins_s(self, endpoint_id: str, replicas: Sequence[ReplicaRoute]) -> float:
-        """How long the prompts take that are before another one, where they take least; 0 where nobody is."""
-        loads = self._endpoint(endpoint_id).loads
-        found = [loads.candidate(one.id, one.slots) for one in replicas]
-        return min((one.pending_tokens * one.token_s for one in found), default=0.0)
-
-    def prompt_s(self, endpoint_id: str, replicas: Sequence[ReplicaRoute], asked: Asked, now: float) -> float:
-        """How long this request's own prompt takes, where most of it is held; 0 where nobody is."""
+    def times(self, endpoint_id: str, replicas: Sequence[ReplicaRoute], asked: Asked, now: float) -> "list[Times]":
+        """How soon each of these replicas would answer the request, in their order."""
         known = self._endpoint(endpoint_id)
         want = known.want(asked, now)
-        left = [
-            (known.loads.candidate(one.id, one.slots).token_s, want.held.get(one.id, 0) * want.chunk_tokens)
-            for one in replicas
-        ]
-        return min((token_s * max(0.0, want.prompt_tokens - held) for token_s, held in left), default=0.0)
+        found: list[Times] = []
+        for one in replicas:
+            candidate = known.loads.candidate(one.id, one.slots)
+            own_tokens = max(0.0, want.prompt_tokens - want.held.get(one.id, 0) * want.chunk_tokens)
+            before_s = candidate.pending_tokens * candidate.token_s
+            found.append(Times(candidate.place_s, before_s, own_tokens * candidate.token_s))
+        return found
 
     def sent(self, lease: Lease, asked: Asked, matched_tokens: int, now: float) -> None:
         """The request of this lease goes to its replica, where so much of its prompt should be held."""
@@ -110,8 +122,8 @@ class Knowledge:
         lease.prompt_tokens, lease.matched_tokens = asked.chain.tokens(known.ratio()), matched_tokens
         known.loads.sent(replica_id, lease, max(1, lease.prompt_tokens - matched_tokens), now)
         known.index.expect(replica_id, asked.chain.names, now + EXPECT_S)
-        lease.on_answer = lambda: known.loads.answered(replica_id, lease)
-        lease.on_end = lambda: known.loads.ended(replica_id, lease)
+        lease.on_answer = lambda: known.loads.answered(replica_id, lease, time.monotonic())
+        lease.on_end = lambda: known.loads.ended(replica_id, lease, time.monotonic())
 
     def reported(self, endpoint_id: str, replica_id: str, report: PrefixReport, now: float) -> None:
         """The replica told what it holds and does."""

@@ -50,7 +50,8 @@ class Candidate:
     gateways, as last reported: `running` and `waiting` requests (None where it never reported), `pending_tokens` of
     their prompts not computed yet, `kv_usage` from 0 to 1, and measured rates (None before there are any).
     `recent_tokens` is what this gateway gave it to compute in the last minutes: who had least of it is next among
-    equals, because what a replica was given before comes back for more. Whoever changes a field calls `weigh`.
+    equals, because what a replica was given before comes back for more. `answer_s` is what answers took lately from
+    their first token to their end, None before one has ended. Whoever changes a field calls `weigh`.
     """
 
     replica_id: str
@@ -63,6 +64,9 @@ class Candidate:
     prefill_tokens_per_s: float | None = None
     decode_tokens_per_s: float | None = None
     recent_tokens: float = 0.0
+    answer_s: float | None = None
+    place_s: float = field(init=False, repr=False, compare=False)
+    """Seconds until a place comes free: 0 while there is one."""
     wait_s: float = field(init=False, repr=False, compare=False)
     """Seconds until it would begin with another prompt."""
     token_s: float = field(init=False, repr=False, compare=False)
@@ -80,11 +84,14 @@ class Candidate:
             batch = max(batch, self.running + (self.waiting or 0))
         self.crowd = 1.0 + batch / max(1, self.slots)
         self.token_s = 1.0 / (self.prefill_tokens_per_s or USUAL_PREFILL_TOKENS_PER_S)
-        self.wait_s = (self.pending_tokens + COMES_BACK * self.recent_tokens) * self.token_s
+        self.place_s = 0.0
         if batch >= max(1, self.slots) or self.kv_usage > FULL:
-            # it has no place: one comes free whenever an answer of usual length ends
-            answer_s = USUAL_ANSWER_TOKENS / (self.decode_tokens_per_s or USUAL_DECODE_TOKENS_PER_S)
-            self.wait_s += max(1, batch + 1 - self.slots) * answer_s
+            # one comes free whenever one of the answers under way ends, or one of usual length would
+            each_s = USUAL_ANSWER_TOKENS / (self.decode_tokens_per_s or USUAL_DECODE_TOKENS_PER_S)
+            if self.answer_s is not None:
+                each_s = self.answer_s / max(1, min(batch, self.slots))
+            self.place_s = max(1, batch + 1 - self.slots) * each_s
+        self.wait_s = (self.pending_tokens + COMES_BACK * self.recent_tokens) * self.token_s + self.place_s
 
 
 @dataclass(slots=True)

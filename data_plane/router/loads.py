@@ -13,6 +13,8 @@ REPORT_LAG_S = 1.0
 """A report may be this old when it comes. What was sent within it is counted on top: rather twice than not at all."""
 
 
+LATEST = 0.1
+"""What the last answer took has this weight in what answers take."""
 RECENT_S = 300.0
 """What was sent this long ago counts 1/e: as long as people and agents take between the requests of one session."""
 
@@ -34,6 +36,7 @@ class Report:
 class _Sent:
     at: float
     tokens: int
+    answered_at: float | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -51,15 +54,18 @@ class _Replica:
         self.open[request] = sent
         self._count(sent, 1, sent.tokens)
 
-    def drop(self, request: Hashable) -> None:
+    def drop(self, request: Hashable, now: float) -> None:
         """It is over, if it was open."""
         if (sent := self.open.pop(request, None)) is not None:
+            if sent.answered_at is not None:
+                took_s, before_s = now - sent.answered_at, self.candidate.answer_s
+                self.candidate.answer_s = took_s if before_s is None else before_s + LATEST * (took_s - before_s)
             self._count(sent, -1, -sent.tokens)
 
-    def begin(self, request: Hashable) -> None:
+    def begin(self, request: Hashable, now: float) -> None:
         """Its prompt is computed, if it is open."""
         if (sent := self.open.get(request)) is not None:
-            tokens, sent.tokens = sent.tokens, 0
+            tokens, sent.tokens, sent.answered_at = sent.tokens, 0, now
             self._count(sent, 0, -tokens)
 
     def recount(self) -> None:
@@ -101,15 +107,15 @@ class Loads:
         replica.candidate.recent_tokens += new_tokens
         replica.add(request, _Sent(now, new_tokens))
 
-    def answered(self, replica_id: str, request: Hashable) -> None:
+    def answered(self, replica_id: str, request: Hashable, now: float) -> None:
         """Its first token came: its prompt is no longer work."""
         if (replica := self._replicas.get(replica_id)) is not None:
-            replica.begin(request)
+            replica.begin(request, now)
 
-    def ended(self, replica_id: str, request: Hashable) -> None:
+    def ended(self, replica_id: str, request: Hashable, now: float) -> None:
         """It is over, however it ended."""
         if (replica := self._replicas.get(replica_id)) is not None:
-            replica.drop(request)
+            replica.drop(request, now)
 
     def reported(self, replica_id: str, report: Report, now: float) -> None:
         """The replica told what it has to do."""
@@ -121,7 +127,9 @@ class Loads:
         """The replica's reports stopped coming: from now on only what this gateway has there is known."""
         if (replica := self._replicas.get(replica_id)) is not None:
             replica.report, before = None, replica.candidate
-            replica.candidate = Candidate(replica_id, before.slots, 0, recent_tokens=before.recent_tokens)
+            replica.candidate = Candidate(
+                replica_id, before.slots, 0, recent_tokens=before.recent_tokens, answer_s=before.answer_s
+            )
             replica.recount()
 
     def forget(self, replica_id: str) -> None:

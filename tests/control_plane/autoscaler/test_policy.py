@@ -321,6 +321,14 @@ def test_who_waits_counts_unless_his_turn_comes_in_time() -> None:
     assert decide(dataclasses.replace(seen, answers_per_s=9.0), unbound, NOW).desired == 4
 
 
+def test_whom_ending_replicas_still_serve_wakes_nobody_and_who_waits_does() -> None:
+    asleep = Observation(0, 0, (GatewayDemand(2, 0, NOW),), NOW)
+    assert decide(asleep, Limits(0, 4, 30, 8), NOW).desired == 0
+    waited = dataclasses.replace(asleep, demand=(GatewayDemand(2, 1, NOW),))
+    assert decide(waited, Limits(0, 4, 30, 8), NOW).desired == 1
+    assert decide(asleep, Limits(1, 4, 30, 8), NOW).desired == 1
+
+
 def test_it_shrinks_partly_while_it_works_and_while_it_idles() -> None:
     limits = Limits(0, 8, 300, 8)
     seen = Observation(4, 0, (busy(Rates(5.0, 10.0, 10.0, 60.0), running=5),), NOW, serving=4, raised_at=NOW - 61)

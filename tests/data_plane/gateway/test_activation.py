@@ -132,6 +132,82 @@ async def test_a_place_that_comes_free_is_taken_by_one_whose_prompt_begins_there
     bench.check()
 
 
+class Home:
+    """Two replicas of one slot: `r0` holds a prompt of 2,560 tokens and has all it may have, `r1` has nothing."""
+
+    NAMES = tuple(range(100, 140))
+
+    def __init__(self, bench: Bench, tokens_per_s: float, decode_tokens_per_s: float | None = None) -> None:
+        self.bench = bench
+        bench.set("live", 1, 1)
+        for name, names, running in (("r0", self.NAMES, 1), ("r1", (1,), 0)):
+            report = PrefixReport(
+                *("epoch", 1, True, pack_names(names)),
+                running=running,
+                slots=1,
+                prefill_tokens_per_s=tokens_per_s,
+                decode_tokens_per_s=decode_tokens_per_s,
+            )
+            bench.knowledge.reported("e", name, report, asyncio.get_running_loop().time())
+        self.leases: list[Lease] = []
+
+    async def fill(self, answer_s: float | None) -> None:
+        """One answer there takes so long; then it is full."""
+        if answer_s is not None:
+            lease = self._send()
+            lease.on_answer()
+            await asyncio.sleep(answer_s)
+            lease.give_back()
+        self.leases = [self._send() for _ in range(4)]
+
+    def _send(self) -> Lease:
+        now = asyncio.get_running_loop().time()
+        (replica,) = [one for one in self.bench.table.usable("e", now) if one.id == "r0"]
+        lease = self.bench.in_flight.borrow("e", replica)
+        self.bench.knowledge.sent(lease, Asked(), 0, now)
+        return lease
+
+    def close(self, *more: Lease) -> None:
+        for lease in (*self.leases, *more):
+            lease.give_back()
+        self.bench.check()
+
+
+async def test_who_is_sooner_served_where_its_prompt_is_waits_for_a_place_there_and_others_go_before_it() -> None:
+    home = Home(Bench(), tokens_per_s=1000.0)
+    await home.fill(answer_s=0.02)
+    mine = home.bench.ask(names=home.NAMES)
+    await home.bench.waiting(1)
+    other = await home.bench.ask(names=(7, 8))
+    assert (other.replica.id, mine.done()) == ("r1", False), "a place is not kept from those who belong nowhere"
+    home.leases.pop().give_back()
+    lease = await asyncio.wait_for(mine, 1)
+    assert (lease.replica.id, lease.reason) == ("r0", "prefix")
+    home.close(other, lease)
+
+
+async def test_it_waits_no_longer_than_its_prompt_would_take_elsewhere() -> None:
+    home = Home(Bench(), tokens_per_s=10_000.0)
+    await home.fill(answer_s=0.001)
+    began = time.monotonic()
+    mine = home.bench.ask(names=home.NAMES)
+    await home.bench.waiting(1)
+    lease = await asyncio.wait_for(mine, 2)
+    assert lease.replica.id == "r1" and 0.2 < time.monotonic() - began < 1.0
+    home.close(lease)
+
+
+@pytest.mark.parametrize(("answer_s", "hold_s"), [(None, 5.0), (0.02, 0.5)])
+async def test_it_does_not_wait_where_answers_are_long_or_its_time_is_up_before(
+    answer_s: float | None, hold_s: float
+) -> None:
+    home = Home(Bench(), tokens_per_s=1000.0, decode_tokens_per_s=20.0)
+    await home.fill(answer_s)
+    lease = await home.bench.ask(hold_s, names=home.NAMES)
+    assert lease.replica.id == "r1"
+    home.close(lease)
+
+
 @pytest.mark.parametrize("wait_s", [None, 0.2])
 async def test_where_a_latency_is_to_be_held_who_is_too_late_for_it_lets_others_go_first(wait_s: float | None) -> None:
     bench = Bench()
