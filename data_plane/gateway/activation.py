@@ -257,7 +257,8 @@ class Activation:
         now = _now()
         open_to = [replica for replica in self._table.usable(route.id, now) if self._has_room(replica)]
         return now + min(
-            [one.before_s for one in self._knowledge.times(route.id, open_to, NOTHING_ASKED, now)], default=0.0
+            [one.place_s + one.before_s for one in self._knowledge.times(route.id, open_to, NOTHING_ASKED, now)],
+            default=0.0,
         )
 
     def _latest(self, ask: Ask, route: EndpointRoute) -> float:
