@@ -211,6 +211,10 @@ async def test_it_does_not_wait_where_answers_are_long_or_its_time_is_up_before(
 @pytest.mark.parametrize("wait_s", [None, 0.2])
 async def test_where_a_latency_is_to_be_held_who_is_too_late_for_it_lets_others_go_first(wait_s: float | None) -> None:
     bench = Bench()
+    bench.set("live", 1, wait_s=wait_s)
+    quick = await bench.ask()
+    quick.on_answer()
+    quick.give_back()  # answers take no time
     bench.set("zero", wait_s=wait_s)
     old = [bench.ask() for _ in range(2)]
     await bench.waiting(2)
