@@ -11,8 +11,8 @@ from math import inf
 
 from control_plane.simulator.cache import BlockCache
 from control_plane.simulator.settings import ReplicaSettings
+from control_plane.simulator.turns import Turns
 from control_plane.simulator.workload import Request
-from data_plane.engine.waiting import TURNS, WINDOW, first_of
 from data_plane.router.loads import Report
 
 _LITTLE = 1e-6
@@ -62,7 +62,7 @@ class Replica:
         self._block_tokens = block_tokens
         self._journal = _Journal()
         self._waiting: list[Job] = []
-        self._turn = 0
+        self._turns = Turns()
         self._waiting_tokens = 0
         self._prefilling: Job | None = None
         self._left = 0.0
@@ -138,18 +138,11 @@ class Replica:
         """Start on a prompt that waits, in the engine's order, where the batch has a place for it."""
         if self._prefilling is not None or not self._waiting or len(self._decoding) >= self._settings.batch:
             return
-        job = self._waiting.pop(self._next())
+        job = self._turns.take(self._waiting, lambda job: job.expected_tokens)
         self._waiting_tokens -= job.expected_tokens
         job.matched_blocks = self.cache.match(job.request.chain)
         job.computed_tokens = max(1, job.request.prompt_tokens - job.matched_blocks * self._block_tokens)
         self._prefilling, self._left = job, float(job.computed_tokens)
-
-    def _next(self) -> int:
-        """Whose turn it is, as data_plane/engine/waiting.py has it for requests of one tenant and priority."""
-        self._turn = (self._turn + 1) % TURNS
-        if self._turn == 0:
-            return 0
-        return first_of([job.expected_tokens for job in self._waiting[:WINDOW]])
 
     def _first_token(self, job: Job, now: float) -> Job:
         self._prefilling, self._left = None, 0.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from control_plane.simulator.scale.settings import FleetSettings
 from control_plane.simulator.scale.workload import Arrival
-from data_plane.engine.waiting import TURNS, WINDOW, first_of
+from control_plane.simulator.turns import Turns
 
 EXACT_S = 1e-9
 
@@ -60,7 +60,7 @@ class Engine:
         """The oldest first."""
         self._begun: list[Job] = []
         """Of their prompts a part is in the steps under way, or was in those before."""
-        self._turn = 0
+        self._turns = Turns()
         self._writing: list[Job] = []
         self._steps: _Steps | None = None
         self.decoded = 0
@@ -139,7 +139,5 @@ class Engine:
         """The one whose turn it is."""
         if not self._waiting:
             return None
-        self._turn = (self._turn + 1) % TURNS
-        at = first_of([job.prompt_left for job in self._waiting[:WINDOW]]) if self._turn else 0
-        self._begun.append(self._waiting.pop(at))
+        self._begun.append(self._turns.take(self._waiting, lambda job: job.prompt_left))
         return self._begun[-1]
